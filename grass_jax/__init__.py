@@ -1,0 +1,1 @@
+"""GraSS in JAX: contrastive pretraining with gradient guided sampling (arXiv 2306.15868)."""

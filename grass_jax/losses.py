@@ -1,0 +1,62 @@
+"""Contrastive losses: embeddings in, a scalar out, and the numbers that show a collapse."""
+
+import jax
+import jax.numpy as jnp
+
+
+def normalised(embeddings: jax.Array) -> jax.Array:
+    """Scales embeddings (..., e) to unit length, in at least float32; a zero vector stays zero."""
+    embeddings = embeddings.astype(jnp.promote_types(embeddings.dtype, jnp.float32))
+    square = jnp.sum(embeddings**2, axis=-1, keepdims=True)
+    # max(norm, 1e-12), written so that the gradient of a zero vector is finite
+    return embeddings * jax.lax.rsqrt(jnp.maximum(square, 1e-24))
+
+
+def info_nce(embeddings: jax.Array, *, temperature: float) -> jax.Array:
+    """InfoNCE over a batch of view pairs (NT-Xent of SimCLR, arXiv 2002.05709 equation 1).
+
+    The positive of a view is the other view of its tile, the negatives are all views of all other tiles. Per view the
+    loss is log(1 + sum over negatives of exp((s_neg - s_pos) / T)): computed from the differences to the positive it
+    keeps its relative precision down to losses of 1e-4, where the textbook form subtracts two equal numbers.
+
+    Args:
+        embeddings: unnormalised, (b, 2, e).
+        temperature: T, above 0.
+
+    Returns:
+        The mean over the 2 b views, a scalar in at least float32.
+
+    Raises:
+        ValueError: the shape is not (b, 2, e) with b of at least 2.
+    """
+    if embeddings.ndim != 3 or embeddings.shape[0] < 2 or embeddings.shape[1] != 2:
+        raise ValueError(f"info_nce takes embeddings of shape (b, 2, e) with b >= 2, not {embeddings.shape}.")
+    z = normalised(embeddings)
+    b = z.shape[0]
+    similarity = jnp.einsum("kve,lwe->kvlw", z, z, precision="highest")
+    positive = jnp.sum(z[:, 0] * z[:, 1], axis=-1)
+    same_tile = jnp.eye(b, dtype=bool)[:, None, :, None]
+    difference = (similarity - positive[:, None, None, None]) / temperature
+    negatives = jax.nn.logsumexp(jnp.where(same_tile, -jnp.inf, difference), axis=(2, 3))
+    return jax.nn.softplus(negatives).mean()
+
+
+def collapse_signals(embeddings: jax.Array) -> dict[str, jax.Array]:
+    """Measures how far the embeddings are from having collapsed to a point.
+
+    Args:
+        embeddings: unnormalised, (b, 2, e).
+
+    Returns:
+        `embedding_std`: standard deviation over views of the unit-length embeddings, averaged over the e channels (about
+        1/sqrt(e) when they fill the sphere, 0 when they are all equal); `mean_cosine`: mean cosine between views of
+        different tiles (towards 1 on collapse).
+    """
+    z = normalised(jax.lax.stop_gradient(embeddings))
+    b = z.shape[0]
+    total = z.sum((0, 1))
+    same_tile = jnp.sum(z.sum(1) ** 2)  # every pair of views of one tile, each view with itself included
+    return {
+        "embedding_std": z.std((0, 1)).mean(),
+        "mean_cosine": (jnp.sum(total**2) - same_tile) / (4 * b * (b - 1)),
+    }

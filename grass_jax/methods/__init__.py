@@ -1,0 +1,22 @@
+"""A method of self-supervised learning is five functions over one skeleton: views -> encoder -> head -> loss."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+
+class Method(NamedTuple):
+    """What the steps need to know of a method.
+
+    Attributes:
+        init: (key, views) -> params, stats, extra; views, (b, 2, s, s, c), only lend their shape.
+        encode: (params, stats, views) -> features (b, 2, h, w, d), stats; one encoder forward in train mode.
+        targets: (state, views) -> the side of the loss that no gradient enters; () where there is none.
+        loss: (params, stats, features, targets) -> loss, (stats, metrics); the head and what follows it.
+        after: (extra, params, targets) -> extra, after the update: moving averages, queues, prototypes.
+    """
+
+    init: Callable[..., tuple[Any, Any, Any]]
+    encode: Callable[..., tuple[Any, Any]]
+    targets: Callable[..., Any]
+    loss: Callable[..., tuple[Any, tuple[Any, dict[str, Any]]]]
+    after: Callable[..., Any]

@@ -1,0 +1,169 @@
+"""ResNet as torchvision builds it, in Flax Linen, NHWC, with torchvision's names, so that weights move both ways.
+
+Stride in the 3x3 convolution (v1.5), explicit padding (a stride-2 `SAME` pads elsewhere), batch norm with momentum 0.1 in
+torch's sense and epsilon 1e-5. One difference shows in the numbers: Flax keeps the biased running variance, torch the
+unbiased one.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+# torchvision's own initialiser: Kaiming normal, fan out, gain of ReLU
+kaiming_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+class Conv(nn.Module):
+    """A convolution without bias, padded by `dilation * (kernel // 2)` on every side as torchvision pads.
+
+    A 1x1 convolution is written as a matrix product: XLA on CPU takes several times longer for the weight gradient of the
+    convolution, and on accelerators the two compile to the same thing.
+    """
+
+    channels: int
+    kernel: int
+    stride: int = 1
+    dilation: int = 1
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Convolves (n, h, w, c) to (n, ceil(h / stride), ceil(w / stride), channels)."""
+        kernel = self.param("kernel", kaiming_fan_out, (self.kernel, self.kernel, x.shape[-1], self.channels))
+        x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
+        if self.kernel == 1:
+            return jnp.einsum("nhwc,cd->nhwd", x[:, :: self.stride, :: self.stride], kernel[0, 0])
+        pad = self.dilation * (self.kernel // 2)
+        return jax.lax.conv_general_dilated(
+            x,
+            kernel,
+            window_strides=(self.stride, self.stride),
+            padding=((pad, pad), (pad, pad)),
+            rhs_dilation=(self.dilation, self.dilation),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions (ResNet-18 and -34)."""
+
+    channels: int
+    conv: Callable
+    norm: Callable
+    stride: int = 1
+    dilation: int = 1
+    project: bool = False
+    expansion = 1
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps (n, h, w, c) to (n, h / stride, w / stride, channels)."""
+        y = self.conv(self.channels, 3, self.stride, self.dilation, name="conv1")(x)
+        y = nn.relu(self.norm(name="bn1")(y))
+        y = self.conv(self.channels, 3, 1, self.dilation, name="conv2")(y)
+        y = self.norm(name="bn2")(y)
+        if self.project:
+            x = self.conv(self.channels, 1, self.stride, name="downsample_0")(x)
+            x = self.norm(name="downsample_1")(x)
+        return nn.relu(x + y)
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 (with the stride), 1x1 to four times the channels (ResNet-50 and -101)."""
+
+    channels: int
+    conv: Callable
+    norm: Callable
+    stride: int = 1
+    dilation: int = 1
+    project: bool = False
+    expansion = 4
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps (n, h, w, c) to (n, h / stride, w / stride, 4 channels)."""
+        y = self.conv(self.channels, 1, name="conv1")(x)
+        y = nn.relu(self.norm(name="bn1")(y))
+        y = self.conv(self.channels, 3, self.stride, self.dilation, name="conv2")(y)
+        y = nn.relu(self.norm(name="bn2")(y))
+        y = self.conv(4 * self.channels, 1, name="conv3")(y)
+        y = self.norm(name="bn3")(y)
+        if self.project:
+            x = self.conv(4 * self.channels, 1, self.stride, name="downsample_0")(x)
+            x = self.norm(name="downsample_1")(x)
+        return nn.relu(x + y)
+
+
+class ResNet(nn.Module):
+    """The trunk of a ResNet: images in, the last feature map out.
+
+    Attributes:
+        blocks: residual blocks in each of the four stages.
+        block: BasicBlock or Bottleneck.
+        width: channels of the stem; torchvision's is 64. The feature map has 8 width (basic) or 32 width channels.
+        output_stride: view pixels per feature pixel: 32, or 16 or 8, which dilate the last stage or two instead
+            of striding (as torchvision's `replace_stride_with_dilation`).
+        dtype: of the computation; parameters and batch-norm statistics stay in float32 (or float64).
+    """
+
+    blocks: tuple[int, ...]
+    block: type[BasicBlock] | type[Bottleneck]
+    width: int = 64
+    output_stride: int = 32
+    dtype: Any = None
+
+    @property
+    def features(self) -> int:
+        """Channels of the last feature map."""
+        return self.width * 2 ** (len(self.blocks) - 1) * self.block.expansion
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Encodes images.
+
+        Args:
+            x: images, (n, s, s, c), normalised.
+            train: normalise by the batch's statistics and update the running ones (mutable `batch_stats`).
+
+        Returns:
+            Features after the last ReLU, (n, s / output_stride, s / output_stride, d), rounded up.
+
+        Raises:
+            ValueError: output_stride is not 8, 16 or 32.
+        """
+        if self.output_stride not in (8, 16, 32):
+            raise ValueError(f"output_stride must be 8, 16 or 32, not {self.output_stride}.")
+        conv = partial(Conv, dtype=self.dtype)
+        norm = partial(nn.BatchNorm, use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=self.dtype)
+        x = nn.relu(norm(name="bn1")(conv(self.width, 7, 2, name="conv1")(x)))
+        x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        stride, dilation = 4, 1
+        for stage, count in enumerate(self.blocks):
+            for index in range(count):
+                step = 2 if stage > 0 and index == 0 else 1
+                before = dilation
+                if step == 2 and stride == self.output_stride:
+                    step, dilation = 1, 2 * dilation
+                channels = self.width * 2**stage
+                x = self.block(
+                    channels,
+                    conv,
+                    norm,
+                    stride=step,
+                    # torchvision's first block of a dilated stage still has the dilation of the stage before
+                    dilation=before if index == 0 else dilation,
+                    project=index == 0 and (stage > 0 or self.block.expansion > 1),
+                    name=f"layer{stage + 1}_{index}",
+                )(x)
+                stride *= step
+        return x
+
+
+resnet18 = partial(ResNet, (2, 2, 2, 2), BasicBlock)
+resnet34 = partial(ResNet, (3, 4, 6, 3), BasicBlock)
+resnet50 = partial(ResNet, (3, 4, 6, 3), Bottleneck)
+resnet101 = partial(ResNet, (3, 4, 23, 3), Bottleneck)

@@ -1,0 +1,1 @@
+"""Gradient guided sampling: loss attention map -> salient box -> guided view."""

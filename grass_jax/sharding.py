@@ -1,0 +1,65 @@
+"""Devices and hosts: the only file that knows of them."""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+AXIS = "data"
+
+
+def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh of one axis, `data`, over the given devices or all devices of all processes."""
+    devices = jax.devices() if devices is None else devices
+    # Auto axes: under the Explicit default of jax.make_mesh gathers need their output sharding spelled out
+    return Mesh(np.asarray(devices), (AXIS,), axis_types=(AxisType.Auto,))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The sharding of an array that every device holds whole."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def split_by_tile(mesh: Mesh) -> NamedSharding:
+    """The sharding of an array whose first axis, the tiles, is divided over the devices."""
+    return NamedSharding(mesh, PartitionSpec(AXIS))
+
+
+def each_device_alone(mesh: Mesh) -> Callable[[Callable], Callable]:
+    """Makes a transformation under which a function of per-tile arrays runs on each device's own tiles.
+
+    A `while_loop` under plain jit would ask all devices at every turn whether they are done; under this it does not.
+    """
+
+    def local(function: Callable) -> Callable:
+        rows = PartitionSpec(AXIS)
+        return jax.shard_map(function, mesh=mesh, in_specs=rows, out_specs=rows, check_vma=False)
+
+    return local
+
+
+def global_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """Makes global arrays, split by tile, of the rows that this process has loaded."""
+    sharding = split_by_tile(mesh)
+    return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
+
+
+def initialize(coordinator: str = "", processes: int = 1, process: int = 0) -> None:
+    """Joins the other processes of the job; call it before anything touches a device.
+
+    Args:
+        coordinator: host:port of process 0 for processes started by hand; empty finds the cluster by itself (Cloud TPU
+            pods, Slurm, Open MPI and what else `jax.distributed` knows) and stays alone where there is none.
+        processes: number of processes started by hand.
+        process: number of this one.
+    """
+    if coordinator:
+        jax.distributed.initialize(coordinator, processes, process)
+        return
+    try:
+        jax.distributed.initialize()
+    except ValueError as error:
+        # jax's word for "no cluster here"; everything else is a cluster that does not work
+        if "coordinator_address" not in str(error):
+            raise
