@@ -1,0 +1,276 @@
+import copy
+import json
+import re
+
+import pytest
+from ml_collections import ConfigDict
+
+from grass_jax.config import PHASE_RULES, RULES, ConfigError, check, differing, flatten
+
+GOOD = {
+    "name": "gs",
+    "preset": "sample",
+    "seed": 0,
+    "batch_size": 32,
+    "data": {
+        "name": "sample",
+        "path": "",
+        "split": "train",
+        "tile_size": 96,
+        "stride": 0,
+        "data_dir": "",
+        "workers": 0,
+    },
+    "augment": {
+        "size": 64,
+        "area": (0.08, 1.0),
+        "aspect": (0.75, 4 / 3),
+        "flip": 0.5,
+        "jitter": 0.8,
+        "greyscale": 0.2,
+        "blur": 0.5,
+        "brightness": 0.8,
+        "contrast": 0.8,
+        "saturation": 0.8,
+        "hue": 0.2,
+        "blur_sigma": (0.1, 2.0),
+        "mean": (0.485, 0.456, 0.406),
+        "std": (0.229, 0.224, 0.225),
+    },
+    "model": {"name": "resnet18", "width": 16, "output_stride": 16, "dtype": "float32", "init": "torchvision"},
+    "head": {"hidden": 0, "embedding": 64, "relu": True},
+    "temperature": 0.5,
+    "guidance": {"threshold": 0.5, "sign": "fallback"},
+    "optimizer": {
+        "name": "larc",
+        "momentum": 0.9,
+        "weight_decay": 1e-6,
+        "decay_bias": True,
+        "trust_coefficient": 1e-3,
+        "eps": 1e-8,
+    },
+    "schedule": {"name": "cosine", "peak": 1.0, "warmup": 0.1, "final": 0.0, "restart": False},
+    "phases": ("warmup", "gs"),
+    "warmup": {"step": "warmup_step", "epochs": 2},
+    "gs": {"step": "gs_step", "epochs": 3},
+    "checkpoint": {"every_epochs": 1, "keep": 3},
+    "log": {"every": 10, "tensorboard": True, "figure_tiles": 8},
+    "compilation_cache": "",
+}
+NAN, INF = float("nan"), float("inf")
+# key: (values that are allowed, beside that of GOOD), (values that are not)
+PROBABILITIES = ((0, 1, 0.3), (-0.1, 1.1, NAN, True, "0.5", None))
+SIZES = ((0, 0.0, 3), (-1, NAN, INF, False, "1"))
+SWITCHES = ((True, False), (0, 1, "True", None))
+TEXTS = (("", "text"), (None, 1, ("text",)))
+CASES = {
+    "name": TEXTS,
+    "preset": TEXTS,
+    "seed": ((0, 7), (-1, 0.0, True, "0", None)),
+    "batch_size": ((2, 4096), (0, 1, 32.0, True, "32")),
+    "data.name": (("sample",), ("", "Sample", "folder", None, 1)),
+    "data.path": TEXTS,
+    "data.split": TEXTS,
+    "data.tile_size": ((32, 512), (31, 0, 64.0)),
+    "data.stride": ((0, 1, 256), (-1, 0.5, None)),
+    "data.data_dir": TEXTS,
+    "data.workers": ((0, 8), (-1, 1.0)),
+    "augment.size": ((32, 224), (31, 224.0, True)),
+    "augment.area": (
+        ((0.2, 0.2), (1, 1), [0.1, 1.0]),
+        ((0, 1), (0.5, 0.2), (0.1, 1.5), (0.5,), (0.1, 0.5, 1), 0.5, (0.1, NAN), ("0.1", 1)),
+    ),
+    "augment.aspect": (((1, 1), (0.5, 2)), ((0, 1), (2, 1), (-1, 1), (1, INF), 1, None)),
+    "augment.flip": PROBABILITIES,
+    "augment.jitter": PROBABILITIES,
+    "augment.greyscale": PROBABILITIES,
+    "augment.blur": PROBABILITIES,
+    "augment.brightness": SIZES,
+    "augment.contrast": SIZES,
+    "augment.saturation": SIZES,
+    "augment.hue": ((0, 0.5), (-0.1, 0.51, True)),
+    "augment.blur_sigma": (((0.5, 0.5), (1, 3)), ((0, 1), (2, 1), 1.0)),
+    "augment.mean": (((0, 0, 0), [0.5, 0.5, 0.5]), ((0.5, 0.5), 0.5, (0, 0, "0"), (0, 0, NAN))),
+    "augment.std": (((1, 1, 1),), ((1, 1), (1, 1, 0), (1, 1, -1), 1)),
+    "model.name": (("resnet18", "resnet34", "resnet50", "resnet101"), ("resnet152", "ResNet50", None)),
+    "model.width": ((4, 64), (0, 2, 6, 64.0, True)),
+    "model.output_stride": ((8, 16, 32), (4, 12, 64, 32.0, "32")),
+    "model.dtype": (("float32", "bfloat16"), ("float16", "bf16", None)),
+    "model.init": (("torchvision", "original"), ("pytorch", "")),
+    "head.hidden": ((0, 1, 2048), (-1, 1.5, None)),
+    "head.embedding": ((2, 128), (1, 0, 128.0)),
+    "head.relu": SWITCHES,
+    "temperature": ((0.01, 1, 0.5), (0, 0.009, -1, NAN, INF, True, "0.5")),
+    "guidance.threshold": ((0.01, 0.99), (0, 1, 0.0, 1.0, NAN)),
+    "guidance.sign": (("fallback", "flip"), ("abs", True)),
+    "optimizer.name": (("larc", "sgd", "adamw"), ("adam", "LARC")),
+    "optimizer.momentum": ((0, 0.99), (1, 1.0, -0.1, True)),
+    "optimizer.weight_decay": SIZES,
+    "optimizer.decay_bias": SWITCHES,
+    "optimizer.trust_coefficient": ((1e-3, 1), (0, -1, NAN)),
+    "optimizer.eps": ((1e-12, 1), (0, -1e-8)),
+    "schedule.name": (("cosine", "original"), ("linear", "")),
+    "schedule.peak": ((1e-4, 5), (0, -1, INF, True)),
+    "schedule.warmup": ((0, 0.5), (1, 1.0, -0.1)),
+    "schedule.final": SIZES,
+    "schedule.restart": SWITCHES,
+    "phases": (
+        (("gs",), ["warmup"], ("gs", "warmup")),
+        ((), "gs", ("gs", "gs"), ("warmup", 1), None),
+    ),
+    "checkpoint.every_epochs": ((0.5, 1, 10), (0, -1, NAN, True)),
+    "checkpoint.keep": ((1, 5), (0, 1.0)),
+    "log.every": ((1, 100), (0, 1.0)),
+    "log.tensorboard": SWITCHES,
+    "log.figure_tiles": ((0, 16), (-1, 8.0, True)),
+    "compilation_cache": TEXTS,
+    "gs.step": (("warmup_step", "gs_step"), ("step", "", None)),
+    "gs.epochs": ((1, 350), (0, 1.0, True)),
+}
+
+
+def changed(**values):
+    """GOOD with some values replaced, by dotted keys."""
+    config = copy.deepcopy(GOOD)
+    for key, value in values.items():
+        *sections, last = key.split(".")
+        place = config
+        for section in sections:
+            place = place[section]
+        place[last] = value
+    return config
+
+
+def test_every_rule_has_its_cases():
+    assert CASES.keys() == RULES.keys() | {f"gs.{key}" for key in PHASE_RULES}
+
+
+@pytest.mark.parametrize("wrap", [ConfigDict, dict])
+def test_a_good_configuration_passes(wrap):
+    check(wrap(GOOD))
+
+
+@pytest.mark.parametrize(("key", "value"), [(key, value) for key, (good, _) in CASES.items() for value in good])
+def test_allowed_values(key, value):
+    check(changed(**{key: value}))
+
+
+@pytest.mark.parametrize(("key", "value"), [(key, value) for key, (_, bad) in CASES.items() for value in bad])
+def test_values_that_are_not_allowed(key, value):
+    message = rf"^config\.{re.escape(key)} must be .+, not {re.escape(repr(value))}\.$"
+    with pytest.raises(ConfigError, match=message):
+        check(changed(**{key: value}))
+
+
+def test_messages_state_the_rule():
+    with pytest.raises(ConfigError, match=r"^config\.batch_size must be a whole number of at least 2, not 0\.$"):
+        check(ConfigDict(changed(batch_size=0)))
+    with pytest.raises(ConfigError, match=r"must be 'larc', 'sgd' or 'adamw', not 'adam'\.$"):
+        check(changed(**{"optimizer.name": "adam"}))
+    with pytest.raises(ConfigError, match=r"must be two positive numbers \(low, high\) with low <= high <= 1, not"):
+        check(changed(**{"augment.area": (0.5, 0.2)}))
+    assert issubclass(ConfigError, ValueError)
+
+
+@pytest.mark.parametrize(
+    ("key", "guess"),
+    [
+        ("batchsize", "batch_size"),
+        ("data.tilesize", "data.tile_size"),
+        ("optimizer.wight_decay", "optimizer.weight_decay"),
+        ("gs.epoch", "gs.epochs"),
+        ("flip", None),
+        ("data.zzz", None),
+        ("extra", None),
+    ],
+)
+def test_an_unknown_key_is_named_with_what_was_meant(key, guess):
+    ending = f"; did you mean config.{guess}?" if guess else "."
+    with pytest.raises(ConfigError) as error:
+        check(changed(**{key: 1}))
+    assert str(error.value) == f"config.{key} is not a key of the configuration{ending}"
+
+
+@pytest.mark.parametrize("key", list(flatten(GOOD)))
+def test_a_missing_key_is_named(key):
+    *sections, last = key.split(".")
+    config = copy.deepcopy(GOOD)
+    place = config[sections[0]] if sections else config
+    del place[last]
+    with pytest.raises(ConfigError, match=rf"^config\.{re.escape(key)} is missing: it must be .+\.$"):
+        check(config)
+
+
+def test_a_missing_section_and_a_value_in_place_of_a_section():
+    config = copy.deepcopy(GOOD)
+    del config["head"]
+    with pytest.raises(ConfigError, match=r"^config\.head\.hidden is missing"):
+        check(config)
+    with pytest.raises(ConfigError, match=r"^config\.head is a section of keys and must not be 3\.$"):
+        check(changed(head=3))
+
+
+def test_phases_must_be_sections_of_a_phase():
+    with pytest.raises(ConfigError, match=r"phases names 'gss', but config\.gss is .*; did you mean config\.gs\?"):
+        check(changed(phases=("warmup", "gss")))
+    with pytest.raises(ConfigError, match=r"phases names 'data', but config\.data is no section of a phase\.$"):
+        check(changed(phases=("data",)))
+    check(changed(phases=("warmup", "gs", "late"), late={"step": "gs_step", "epochs": 1}))
+    with pytest.raises(ConfigError, match=r"^config\.late\.epochs must be .*, not 0\.$"):
+        check(changed(phases=("warmup", "late"), late={"step": "gs_step", "epochs": 0}))
+
+
+def test_a_phase_that_is_left_out_on_the_command_line_keeps_its_section():
+    check(ConfigDict(changed(phases=("gs",))))
+
+
+def test_image_folder_needs_a_folder(tmp_path):
+    check(changed(**{"data.name": "image_folder", "data.path": str(tmp_path)}))
+    (tmp_path / "file").touch()
+    for path in ("", str(tmp_path / "missing"), str(tmp_path / "file")):
+        with pytest.raises(ConfigError, match=r"--config\.data\.path=.*not " + re.escape(repr(path))):
+            check(changed(**{"data.name": "image_folder", "data.path": path}))
+
+
+def test_the_guidance_map_has_more_than_one_value():
+    with pytest.raises(ConfigError, match=r"1x1: raise config\.augment\.size or lower config\.model\.output_stride"):
+        check(changed(**{"augment.size": 63, "model.output_stride": 32}))
+    check(changed(**{"augment.size": 64, "model.output_stride": 32}))
+    check(changed(**{"augment.size": 32, "model.output_stride": 32, "phases": ("warmup",)}))  # has no guidance
+
+
+def test_flatten_names_nested_keys():
+    nested = ConfigDict({"a": 1, "b": {"c": (1, 2), "d": {"e": "x"}}})
+    assert flatten(nested) == {"a": 1, "b.c": (1, 2), "b.d.e": "x"}
+
+
+def test_differing_survives_json():
+    assert differing(json.loads(json.dumps(GOOD)), ConfigDict(GOOD)) == []
+    assert differing(flatten(GOOD), GOOD) == []
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "differs"),
+    [
+        ("augment.area", [0.08, 1.0], False),
+        ("augment.area", (0.08, 1), False),
+        ("augment.area", (0.08, 0.9), True),
+        ("schedule.peak", 1, False),
+        ("schedule.peak", True, True),
+        ("schedule.restart", 0, True),
+        ("data.path", None, True),
+        ("extra", 1, True),
+    ],
+)
+def test_differing_names_the_key(key, value, differs):
+    expected = [key] if differs else []
+    assert differing(GOOD, changed(**{key: value})) == expected
+    assert differing(changed(**{key: value}), GOOD) == expected
+
+
+def test_differing_sorts_several_keys():
+    assert differing(GOOD, changed(**{"seed": 1, "batch_size": 4, "gs.epochs": 9})) == [
+        "batch_size",
+        "gs.epochs",
+        "seed",
+    ]
