@@ -15,15 +15,17 @@ def resize_maps(heatmaps: Array, size: int) -> Array:
         size: side of the result in pixels.
 
     Returns:
-        (..., size, size) maps.
+        (..., size, size) maps; a value that is not finite spreads over its row and column.
 
     Source: GeoX-Lab/GraSS resizes with OpenCV's default `cv2.resize` in float32.
     """
     maps = heatmaps.astype(jnp.promote_types(heatmaps.dtype, jnp.float32))
-    low, high, t = _bilinear(maps.shape[-1], size)
-    maps = maps[..., low] * (1 - t) + maps[..., high] * t
-    low, high, t = _bilinear(maps.shape[-2], size)
-    return maps[..., low, :] * (1 - t)[:, None] + maps[..., high, :] * t[:, None]
+    h, w = maps.shape[-2:]
+    # Products with small matrices and not gathers: they are fast everywhere, and a product is not computed a second
+    # time inside a later fusion, where it may round differently: then no pixel would equal the maximum.
+    maps = jnp.einsum("...yx,Xx->...yX", maps, _bilinear(w, size), precision=lax.Precision.HIGHEST)
+    maps = jnp.einsum("...yX,Yy->...XY", maps, _bilinear(h, size), precision=lax.Precision.HIGHEST)
+    return jnp.swapaxes(maps, -1, -2)
 
 
 def salient_boxes(heatmaps: Array, *, size: int | None, threshold: float = 0.5) -> Array:
@@ -49,26 +51,26 @@ def salient_boxes(heatmaps: Array, *, size: int | None, threshold: float = 0.5) 
     if not 0 <= threshold < 1:
         raise ValueError(f"threshold is {threshold}: choose a value from 0 up to, not including, 1.")
     if heatmaps.ndim < 3:
-        raise ValueError(f"heatmaps has shape {heatmaps.shape}: give it the axes (..., h, w) with at least one before h.")
+        raise ValueError(f"heatmaps has shape {heatmaps.shape}: give it axes (..., h, w), at least one before h.")
     maps = heatmaps.reshape(-1, *heatmaps.shape[-2:])
     maps = maps.astype(jnp.promote_types(maps.dtype, jnp.float32)) if size is None else resize_maps(maps, size)
-    # Without the barrier the compiler may compute the resize once for the maximum and again for the comparison with it,
-    # and round the two differently: then no pixel equals the maximum.
-    maps = lax.optimization_barrier(maps)
     bottom, top = maps.min((1, 2), keepdims=True), maps.max((1, 2), keepdims=True)
     salient = maps > bottom + threshold * (top - bottom)
     boxes = _leading_boxes(salient, maps == top)
     return boxes.reshape(*heatmaps.shape[:-2], 4)
 
 
-def _bilinear(length: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Make the table of one axis in NumPy: lower cell, upper cell and the upper cell's float32 weight per pixel."""
+def _bilinear(length: int, size: int) -> np.ndarray:
+    """Make the (size, length) matrix of one axis in NumPy, with float32 weights."""
     position = (np.arange(size) + 0.5) * (length / size) - 0.5
-    low = np.floor(position)
+    low = np.floor(position).astype(np.int32)
     inside = (low >= 0) & (low < length - 1)
     weight = np.where(inside, position - low, 0).astype(np.float32)
-    low = np.clip(low, 0, length - 1).astype(np.int32)
-    return low, np.minimum(low + 1, length - 1), weight
+    low = np.clip(low, 0, length - 1)
+    pixel, matrix = np.arange(size), np.zeros((size, length), np.float32)
+    matrix[pixel, np.minimum(low + 1, length - 1)] = weight
+    matrix[pixel, low] = 1 - weight
+    return matrix
 
 
 def _leading_boxes(salient: Array, is_top: Array) -> Array:
@@ -76,8 +78,8 @@ def _leading_boxes(salient: Array, is_top: Array) -> Array:
 
     Labelling everything is not needed. A box holds a pixel only if its region has pixels in that pixel's row and in its
     column (a connected region occupies every row and column of its box). So regions are taken off one at a time, first
-    those that hold a maximum, then only those that could still win: they reach a maximum's row, others reach a maximum's
-    column, and they do not begin above the best region so far, since a higher number begins later in raster order.
+    those that hold a maximum, then only those that could still win: they reach a maximum's row, something left reaches
+    a maximum's column, and they do not begin above the best region so far, since a higher number begins later.
     """
     _, h, w = salient.shape
     mask = pack(salient)
@@ -105,7 +107,7 @@ def _leading_boxes(salient: Array, is_top: Array) -> Array:
         wins = (inside != 0).any((0, 1, 2)) & (begins > first)
         first = jnp.where(wins, begins, first)
         box = jnp.where(wins, jnp.stack([y0, x0, y1, x1]), box)
-        rest = keep(rest & ~region, row >= first // w, all_columns)
+        rest = keep(rest & ~region, row >= first // np.int32(w), all_columns)
         return rest, candidates(rest), first, box
 
     # A map without a top pixel in its mask starts with the whole view and a first pixel that no region comes after.
