@@ -1,0 +1,213 @@
+"""Two augmented views of every tile: the parts in the original's order."""
+
+import math
+from dataclasses import dataclass, fields
+from numbers import Real
+from typing import Literal, NamedTuple, overload
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from grass_jax.augment.blur import gaussian_blur
+from grass_jax.augment.colour import colour_jitter, greyscale
+from grass_jax.augment.geometry import horizontal_flip, random_resized_crop_box, resized_crop
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How views are made; the defaults are the original's (GeoX-Lab/GraSS, its SimCLR pretraining configuration).
+
+    Attributes:
+        size: height and width of a view, pixels.
+        area: smallest and largest area of a crop, as a share of the tile's.
+        aspect: smallest and largest width / height of a crop.
+        flip: probability of mirroring left to right.
+        jitter: probability of the colour jitter.
+        brightness: the factor is uniform in 1 -+ this (and at least 0).
+        contrast: the same for contrast.
+        saturation: the same for saturation.
+        hue: largest turn of the hue, as a share of a full turn, at most 0.5.
+        greyscale: probability of losing all colour.
+        blur: probability of the Gaussian blur.
+        blur_sigma: smallest and largest standard deviation of the blur, view pixels.
+        mean: of each band, in [0, 1], subtracted at the end.
+        std: of each band, divided by at the end.
+
+    Raises:
+        ValueError: where a value is not allowed, naming the field.
+    """
+
+    size: int
+    area: tuple[float, float] = (0.08, 1.0)
+    aspect: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: float = 0.5
+    jitter: float = 0.8
+    brightness: float = 0.8
+    contrast: float = 0.8
+    saturation: float = 0.8
+    hue: float = 0.2
+    greyscale: float = 0.2
+    blur: float = 0.5
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+    def __post_init__(self):
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, list):  # from a configuration file; a tuple keeps the whole hashable
+                value = tuple(value)
+                object.__setattr__(self, field.name, value)
+            words, holds = _RULES[field.name]
+            if not holds(value):
+                raise ValueError(f"Augmentation {field.name} must be {words}, not {value!r}.")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _are_numbers(value: object, count: int) -> bool:
+    return isinstance(value, tuple) and len(value) == count and all(map(_is_number, value))
+
+
+_PROBABILITY = ("a number from 0 to 1", lambda v: _is_number(v) and 0 <= v <= 1)
+_SPREAD = ("a number of at least 0", lambda v: _is_number(v) and v >= 0)
+_PAIR = ("two numbers (low, high) with 0 < low <= high", lambda v: _are_numbers(v, 2) and 0 < v[0] <= v[1])
+_RULES = {
+    "size": ("a whole number of at least 1", lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= 1),
+    "area": (_PAIR[0] + " <= 1", lambda v: _PAIR[1](v) and v[1] <= 1),
+    "aspect": _PAIR,
+    "flip": _PROBABILITY,
+    "jitter": _PROBABILITY,
+    "brightness": _SPREAD,
+    "contrast": _SPREAD,
+    "saturation": _SPREAD,
+    "hue": ("a number from 0 to 0.5", lambda v: _is_number(v) and 0 <= v <= 0.5),
+    "greyscale": _PROBABILITY,
+    "blur": _PROBABILITY,
+    "blur_sigma": _PAIR,
+    "mean": ("three numbers", lambda v: _are_numbers(v, 3)),
+    "std": ("three numbers above 0", lambda v: _are_numbers(v, 3) and min(v) > 0),
+}
+
+
+class Geometry(NamedTuple):
+    """Where views come from: for masks, and for methods that match places between views.
+
+    Attributes:
+        boxes: (b, 2, 4) int32 (y0, x0, y1, x1), half-open, tile pixels.
+        flips: (b, 2) bool, whether the crop was mirrored left to right after its resize.
+    """
+
+    boxes: jax.Array
+    flips: jax.Array
+
+
+@overload
+def two_views(
+    key: jax.Array, images: jax.Array, augmentation: Augmentation, *, geometry: Literal[False] = False
+) -> jax.Array: ...
+@overload
+def two_views(
+    key: jax.Array, images: jax.Array, augmentation: Augmentation, *, geometry: Literal[True]
+) -> tuple[jax.Array, Geometry]: ...
+def two_views(
+    key: jax.Array, images: jax.Array, augmentation: Augmentation, *, geometry: bool = False
+) -> jax.Array | tuple[jax.Array, Geometry]:
+    """Make two augmented views of every tile, each drawn independently.
+
+    A view depends on the key, on its tile and on the tile's place in the batch, not on the other tiles.
+
+    Args:
+        key: random key.
+        images: (b, h, w, 3) tiles, uint8 in 0..255 or float in 0..1.
+        augmentation: how views are made.
+        geometry: whether to return crop and flip of every view, too.
+
+    Returns:
+        (b, 2, s, s, 3) float32 views, normalised; with `geometry` a pair of them and their Geometry.
+
+    Raises:
+        ValueError: where `images` has another shape or dtype.
+
+    Source: the original's order of transforms (GeoX-Lab/GraSS, its SimCLR pretraining configuration).
+    """
+    if images.ndim != 4 or images.shape[-1] != 3:
+        raise ValueError(f"images must be tiles of three bands, (b, h, w, 3), not {images.shape}.")
+    if images.dtype != jnp.uint8 and not jnp.issubdtype(images.dtype, jnp.floating):
+        raise ValueError(f"images must be uint8 in 0..255 or float in 0..1, not {images.dtype}.")
+    scale = 1 / 255 if images.dtype == jnp.uint8 else 1.0
+
+    def of_tile(index: jax.Array, image: jax.Array) -> tuple[jax.Array, Geometry]:
+        keys = jax.random.split(jax.random.fold_in(key, index))
+        return jax.vmap(lambda view_key: one_view(view_key, image, augmentation))(keys)
+
+    tiles = jnp.arange(images.shape[0], dtype=jnp.uint32)
+    views, where = jax.vmap(of_tile)(tiles, images.astype(jnp.float32) * np.float32(scale))
+    return (views, where) if geometry else views
+
+
+def one_view(key: jax.Array, image: jax.Array, augmentation: Augmentation) -> tuple[jax.Array, Geometry]:
+    """Make one augmented view of a tile.
+
+    Args:
+        key: random key.
+        image: (h, w, 3) float in 0..1.
+        augmentation: how views are made.
+
+    Returns:
+        (s, s, 3) float32 view, normalised; its Geometry, without the leading axes.
+    """
+    a = augmentation
+    box_key, jitter_key, key = jax.random.split(key, 3)
+    draws = jax.random.uniform(key, (4,), jnp.float32)
+    box = random_resized_crop_box(box_key, image.shape[0], image.shape[1], a.area, a.aspect)
+    flip = draws[0] < a.flip
+    view = horizontal_flip(resized_crop(image, box, a.size), flip)
+    # What can never happen is left out of the program.
+    if a.jitter > 0:
+        view = colour_jitter(
+            jitter_key,
+            view,
+            probability=a.jitter,
+            brightness=a.brightness,
+            contrast=a.contrast,
+            saturation=a.saturation,
+            hue=a.hue,
+        )
+    if a.greyscale > 0:
+        view = greyscale(view, draws[1] < a.greyscale)
+    if a.blur > 0:
+        low, high = a.blur_sigma
+        sigma = jnp.where(draws[2] < a.blur, low + (high - low) * draws[3], 0.0)
+        view = gaussian_blur(view, sigma, radius=math.ceil(4 * high))
+    return normalise(view, a), Geometry(box, flip)
+
+
+def normalise(views: jax.Array, augmentation: Augmentation) -> jax.Array:
+    """Subtract the mean of each band and divide by its standard deviation.
+
+    Args:
+        views: (..., 3) in [0, 1].
+        augmentation: supplies mean and std.
+
+    Returns:
+        (..., 3).
+    """
+    return (views - np.asarray(augmentation.mean, np.float32)) / np.asarray(augmentation.std, np.float32)
+
+
+def denormalise(views: jax.Array, augmentation: Augmentation) -> jax.Array:
+    """Undo `normalise`, for figures.
+
+    Args:
+        views: (..., 3) normalised.
+        augmentation: supplies mean and std.
+
+    Returns:
+        (..., 3) in [0, 1].
+    """
+    views = views * np.asarray(augmentation.std, np.float32) + np.asarray(augmentation.mean, np.float32)
+    return jnp.clip(views, 0.0, 1.0)

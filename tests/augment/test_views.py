@@ -1,0 +1,184 @@
+"""Two views: shares of their parts, properties, devices, settings."""
+
+import itertools
+import re
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from grass_jax import augment
+from grass_jax.augment import Augmentation, two_views
+
+WHOLE = {"area": (1.0, 1.0), "aspect": (1.0, 1.0), "mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+
+
+@pytest.fixture(scope="module")
+def settings_16():
+    return Augmentation(16)
+
+
+@pytest.fixture(scope="module")
+def make(settings_16):
+    return jax.jit(lambda key, images: two_views(key, images, settings_16, geometry=True))
+
+
+def test_shares_of_views_with_each_part():
+    # Two halves of one colour each, 12 pixels wide: the blur reaches 8, so a corner shows what happened to the colour,
+    # and the middle whether there was a blur. The jitter is too weak to clip, which would hide the others.
+    tile = np.zeros((24, 24, 3), np.float32)
+    tile[:, :12], tile[:, 12:] = (0.2, 0.4, 0.3), (0.4, 0.3, 0.2)
+    weak = {"brightness": 0.3, "contrast": 0.3, "saturation": 0.3, "hue": 0.1}
+    settings = Augmentation(24, **WHOLE, **weak, flip=0.0, blur_sigma=(0.5, 2.0))
+    make = jax.jit(partial(two_views, augmentation=settings))
+    views = np.asarray(make(jax.random.key(7), np.tile(tile, (1000, 1, 1, 1))))
+    corner, middle = views[:, :, 0, 0], views[:, :, 0, 11]
+    grey = np.ptp(corner, axis=-1) < 1e-5
+    blurred = np.abs(middle - corner).max(-1) > 1e-4
+    expected = np.where(grey[..., None], tile[0, 0] @ np.float32([0.299, 0.587, 0.114]), tile[0, 0])
+    jittered = np.abs(corner - expected).max(-1) > 1e-4
+    parts = ((grey, 0.2), (blurred, 0.5), (jittered, 0.8))
+    for happened, probability in parts:
+        # Four standard deviations of 2,000 and of 1,000 draws; the two views of a tile are drawn independently.
+        assert abs(happened.mean() - probability) < 0.045
+        assert abs(happened.all(axis=1).mean() - probability**2) < 0.065
+    for (one, p), (other, q) in itertools.combinations(parts, 2):
+        assert abs((one & other).mean() - p * q) < 0.045  # and so are the parts of a view
+
+
+def test_share_of_flips(make):
+    tiles = np.zeros((8, 24, 20, 3), np.uint8)
+    flips = np.concatenate([np.asarray(make(jax.random.key(seed), tiles)[1].flips) for seed in range(125)])
+    assert abs(flips.mean() - 0.5) < 0.045  # four standard deviations of 2,000 draws
+    assert abs(flips.all(axis=1).mean() - 0.25) < 0.055
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), kind=st.sampled_from(["noise", "black", "white", "binary", "float"]))
+def test_views_are_finite_in_range_and_a_function_of_the_key(make, settings_16, seed, kind):
+    rng = np.random.default_rng(seed)
+    images = {
+        "noise": lambda: rng.integers(0, 256, (8, 24, 20, 3), dtype=np.uint8),
+        "black": lambda: np.zeros((8, 24, 20, 3), np.uint8),
+        "white": lambda: np.full((8, 24, 20, 3), 255, np.uint8),
+        "binary": lambda: rng.integers(0, 2, (8, 24, 20, 3), dtype=np.uint8) * np.uint8(255),
+        "float": lambda: rng.random((8, 24, 20, 3), dtype=np.float32),
+    }[kind]()
+    views, where = make(jax.random.key(seed), images)
+    assert views.shape == (8, 2, 16, 16, 3)
+    assert views.dtype == jnp.float32
+    colours = np.asarray(views) * np.asarray(settings_16.std) + np.asarray(settings_16.mean)
+    assert colours.min() > -1e-5  # false where a value is not finite
+    assert colours.max() < 1 + 1e-5
+    again, where_again = make(jax.random.key(seed), images)
+    np.testing.assert_array_equal(views, again)
+    np.testing.assert_array_equal(where.boxes, where_again.boxes)
+    if kind == "noise":
+        other = make(jax.random.key(seed + 1), images)[0]
+        assert (np.abs(np.asarray(other) - views).max((2, 3, 4)) > 1e-3).all()
+        assert (np.abs(np.asarray(views[:, 0] - views[:, 1])).max((1, 2, 3)) > 1e-3).all()
+
+
+def test_a_view_does_not_depend_on_the_other_tiles(make, tiles, settings_16):
+    views = make(jax.random.key(4), tiles)[0]
+    others = np.concatenate([tiles[:3], tiles[::-1][:5]])
+    np.testing.assert_array_equal(views[:3], make(jax.random.key(4), others)[0][:3])
+    fewer = jax.jit(partial(two_views, augmentation=settings_16))(jax.random.key(4), tiles[:3])
+    np.testing.assert_allclose(views[:3], fewer, atol=1e-5)
+
+
+def test_bytes_and_floats_give_the_same_views(make, tiles):
+    views = make(jax.random.key(4), tiles)[0]
+    np.testing.assert_allclose(views, make(jax.random.key(4), tiles / np.float32(255))[0], atol=2e-5)
+
+
+def test_x64_changes_nothing_and_makes_nothing_64_bit(make, tiles, settings_16):
+    def boxes_and_views(key, images):
+        return two_views(key, images, settings_16, geometry=True)
+
+    views, where = make(jax.random.key(4), tiles)
+    with jax.enable_x64(True):
+        program = str(jax.make_jaxpr(boxes_and_views)(jax.random.key(4), tiles))
+        views_64, where_64 = jax.jit(boxes_and_views)(jax.random.key(4), tiles)
+    assert views_64.dtype == jnp.float32
+    assert where_64.boxes.dtype == jnp.int32
+    assert re.search(r"\bf32\[\d", program)
+    assert not re.findall(r"\b[fiu]64\[\d", program)  # scalars are Python's numbers, and free
+    np.testing.assert_allclose(views, views_64, atol=1e-5)
+    np.testing.assert_array_equal(where.boxes, where_64.boxes)
+
+
+@pytest.mark.skipif(len(jax.devices()) < 8, reason="needs eight devices")
+def test_eight_devices_make_the_views_without_talking(make, tiles, settings_16):
+    mesh = Mesh(np.array(jax.devices()[:8]), ("data",))
+    split, whole = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
+    step = jax.jit(partial(two_views, augmentation=settings_16), in_shardings=(whole, split), out_shardings=split)
+    compiled = step.lower(jax.random.key(4), tiles).compile()
+    text = compiled.as_text()
+    for word in (
+        "all-gather",
+        "all-reduce",
+        "all-to-all",
+        "collective-permute",
+        "reduce-scatter",
+        "custom_call_target",
+    ):
+        assert word not in text
+    key, images = jax.device_put(jax.random.key(4), whole), jax.device_put(tiles, split)
+    np.testing.assert_allclose(compiled(key, images), make(jax.random.key(4), tiles)[0], atol=1e-5)
+
+
+def test_normalise_and_back(settings_16):
+    views = np.random.default_rng(0).random((2, 2, 4, 4, 3), dtype=np.float32)
+    normal = augment.normalise(views, settings_16)
+    np.testing.assert_allclose(normal, (views - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(augment.denormalise(normal, settings_16), views, atol=1e-6)
+
+
+def test_settings_from_a_configuration():
+    settings = Augmentation(**{"size": 64, "area": [0.2, 1], "mean": [0, 0, 0]})
+    assert settings == Augmentation(64, area=(0.2, 1.0), mean=(0.0, 0.0, 0.0))
+    assert hash(settings) == hash(Augmentation(64, area=(0.2, 1.0), mean=(0.0, 0.0, 0.0)))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("size", 0),
+        ("size", 64.0),
+        ("size", True),
+        ("area", (0.5, 0.2)),
+        ("area", (0.0, 1.0)),
+        ("area", (0.5, 1.5)),
+        ("aspect", (1.0,)),
+        ("aspect", 1.0),
+        ("flip", 1.1),
+        ("jitter", -0.1),
+        ("greyscale", "0.2"),
+        ("blur", float("nan")),
+        ("brightness", -1),
+        ("contrast", float("inf")),
+        ("saturation", None),
+        ("hue", 0.6),
+        ("blur_sigma", (2.0, 0.1)),
+        ("mean", (0.5, 0.5)),
+        ("std", (0.2, 0.2, 0.0)),
+    ],
+)
+def test_a_bad_setting_is_named(field, value):
+    with pytest.raises(ValueError, match=rf"^Augmentation {field} must be "):
+        Augmentation(**{"size": 64} | {field: value})
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "words"),
+    [((2, 8, 8, 4), np.uint8, "three bands"), ((8, 8, 3), np.uint8, "three bands"), ((2, 8, 8, 3), np.int32, "uint8")],
+)
+def test_images_that_cannot_be_used(settings_16, shape, dtype, words):
+    with pytest.raises(ValueError, match=words):
+        two_views(jax.random.key(0), jnp.zeros(shape, dtype), settings_16)
