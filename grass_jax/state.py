@@ -1,14 +1,19 @@
 """What training carries from step to step: arrays, nothing else."""
 
+import json
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
+import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+import orbax.checkpoint as ocp
 
 from grass_jax.methods import Method
+from grass_jax.models import build_encoder
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -60,3 +65,65 @@ def create_state(
         return TrainState(jnp.zeros((), jnp.int32), params, stats, optimizer.init(params), extra)
 
     return init(key)
+
+
+class Encoder(NamedTuple):
+    """A pretrained encoder: call it on images as they come, or use its parts.
+
+    Attributes:
+        module: the Flax module; `module.apply(variables, normalised_images, train=False)`.
+        variables: `params` and `batch_stats`.
+        mean: of the bands of the training views, in [0, 1].
+        std: likewise.
+    """
+
+    module: nn.Module
+    variables: dict[str, Any]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __call__(self, images: jax.typing.ArrayLike) -> jax.Array:
+        """Encodes images (n, s, s, c), uint8 or float in [0, 1], to features (n, h, w, d) with the running statistics."""
+        images = jnp.asarray(images)
+        if images.dtype == jnp.uint8:
+            images = images.astype(jnp.float32) / 255
+        views = (images - jnp.asarray(self.mean)) / jnp.asarray(self.std)
+        return self.module.apply(self.variables, views, train=False)  # pyright: ignore[reportReturnType]
+
+
+def load_encoder(workdir: str | Path, step: int | None = None) -> Encoder:
+    """Loads the encoder of a pretraining run, onto one device.
+
+    Args:
+        workdir: folder of the run.
+        step: of a checkpoint that was kept, such as the end of a phase; None takes the newest.
+
+    Returns:
+        The encoder with its weights and its normalisation.
+
+    Raises:
+        FileNotFoundError: there is no run, or no checkpoint of that step.
+    """
+    workdir = Path(workdir).absolute()
+    if not (workdir / "config.json").exists():
+        raise FileNotFoundError(f"{workdir} holds no pretraining run: give the --workdir of one.")
+    config = json.loads((workdir / "config.json").read_text())["config"]
+    module = build_encoder(**config["model"])
+    shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)), train=False))
+    one_device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    wanted = jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=one_device),
+        {"params": {"encoder": shapes["params"]}, "stats": {"encoder": shapes["batch_stats"]}},
+    )
+    steps = sorted(ocp.utils.checkpoint_steps(workdir / "checkpoints"))
+    if not steps or step not in (None, *steps):
+        raise FileNotFoundError(f"{workdir} has no checkpoint of step {step or 'any'}: it has {steps}.")
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        restored = checkpointer.restore(
+            workdir / "checkpoints" / str(step or steps[-1]) / "default",
+            args=ocp.args.PyTreeRestore(
+                item=wanted, partial_restore=True, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted)
+            ),
+        )
+    variables = {"params": restored["params"]["encoder"], "batch_stats": restored["stats"]["encoder"]}
+    return Encoder(module, variables, tuple(config["augment"]["mean"]), tuple(config["augment"]["std"]))

@@ -4,7 +4,11 @@ import os
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+# Compiling takes four times longer than running what these tests compile: unoptimised code is the quicker one here.
+QUICK_COMPILE = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+os.environ["XLA_FLAGS"] = (
+    f"{os.environ.get('XLA_FLAGS', '')} {QUICK_COMPILE} --xla_force_host_platform_device_count=8"
+)
 
 import jax
 import numpy as np
@@ -18,3 +22,49 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 def vectors():
     """Opens one file of vectors made by running the original implementation: `vectors("lam_v8_c64_h7")`."""
     return lambda name: np.load(Path(__file__).parent / "reference" / f"{name}.npz", allow_pickle=False)
+
+
+@pytest.fixture(scope="session")
+def image_folder(tmp_path_factory) -> Path:
+    """Five 128x96 images of coloured rectangles, in two subfolders."""
+    from PIL import Image
+
+    folder, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
+    for number in range(5):
+        image = np.full((96, 128, 3), rng.integers(0, 256, 3), np.uint8)
+        for _ in range(12):
+            y, x, height, width = rng.integers(0, 96), rng.integers(0, 128), *rng.integers(8, 40, 2)
+            image[y : y + height, x : x + width] = rng.integers(0, 256, 3)
+        path = folder / ("east" if number % 2 else "west") / f"scene{number}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(image).save(path)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny(image_folder, tmp_path_factory):
+    """Makes configs of the main job that run in seconds: 30 tiles in 3 steps an epoch, a ResNet-18 of width 4."""
+    from configs import gs
+
+    data_dir = tmp_path_factory.mktemp("prepared")
+
+    def config(**changes):
+        config = gs.get_config("folder")
+        config.update(
+            {
+                "batch_size": 8,
+                "data": {"path": str(image_folder), "tile_size": 48, "stride": 48, "data_dir": str(data_dir)},
+                "augment": {"size": 32},
+                "model": {"width": 4, "output_stride": 8},
+                "head": {"embedding": 16},
+                "warmup": {"epochs": 2},
+                "gs": {"epochs": 2},
+                "checkpoint": {"every_epochs": 0.5},
+                "log": {"figure_tiles": 2, "tensorboard": False},
+                "compilation_cache": "",
+            }
+        )
+        config.update_from_flattened_dict(changes)
+        return config
+
+    return config

@@ -1,0 +1,134 @@
+"""The main job: ID warm-up, then GS training (arXiv 2306.15868).
+
+    python main.py --config=configs/gs.py                                              the embedded sample
+    python main.py --config=configs/gs.py:folder --config.data.path=FOLDER             your images, on a laptop
+    python main.py --config=configs/gs.py:folder_full --config.data.path=FOLDER        your images, on a GPU or TPU
+    python main.py --config=configs/gs.py:reference --config.data.path=FOLDER          the original's every setting
+
+Every value can be given on the command line: --config.gs.epochs=50 --config.schedule.peak=0.5
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(preset: str = "sample") -> ConfigDict:
+    """Returns the configuration of a preset: sample, folder, folder_full or reference."""
+    if preset not in PRESETS:
+        raise ValueError(f"configs/gs.py has the presets {', '.join(PRESETS)}, not {preset!r}.")
+    config = full_size()
+    config.update(PRESETS[preset])
+    config.name, config.preset = "gs", preset
+    return config
+
+
+def full_size() -> ConfigDict:
+    """The recipe for one GPU: ResNet-50 on views of 224 pixels, 256 tiles a batch, bfloat16."""
+    return ConfigDict(
+        {
+            "name": "",
+            "preset": "",
+            "seed": 0,
+            "batch_size": 256,  # tiles over all devices; two views of each
+            "data": {
+                "name": "image_folder",
+                "path": "",  # the folder of images
+                "split": "train",
+                "tile_size": 256,
+                "stride": 0,  # 0: the tile size, no overlap
+                "data_dir": "",  # where prepared tiles go; empty: ~/tensorflow_datasets or TFDS_DATA_DIR
+                "workers": 0,  # reading processes; 0: threads of this one
+            },
+            # the original's augmentation: SimCLR's (arXiv 2002.05709, appendix A) with jitter strength 1
+            "augment": {
+                "size": 224,
+                "area": (0.08, 1.0),
+                "aspect": (3 / 4, 4 / 3),
+                "flip": 0.5,
+                "jitter": 0.8,
+                "brightness": 0.8,
+                "contrast": 0.8,
+                "saturation": 0.8,
+                "hue": 0.2,
+                "greyscale": 0.2,
+                "blur": 0.5,
+                "blur_sigma": (0.1, 2.0),
+                "mean": (0.485, 0.456, 0.406),
+                "std": (0.229, 0.224, 0.225),
+            },
+            "model": {
+                "name": "resnet50",
+                "width": 64,
+                "output_stride": 32,
+                "dtype": "bfloat16",
+                "init": "torchvision",
+            },
+            "head": {"hidden": 0, "embedding": 128, "relu": True},  # SimCLR's; the original's ReLU is off by accident
+            "temperature": 0.5,  # the original's
+            # a map without a positive value: the whole view. The original's division turns such a map upside down
+            "guidance": {"threshold": 0.5, "sign": "fallback"},
+            "optimizer": {
+                "name": "larc",
+                "momentum": 0.9,
+                "weight_decay": 1e-6,
+                "decay_bias": True,
+                "trust_coefficient": 1e-3,
+                "eps": 1e-8,
+            },
+            "schedule": {
+                "name": "cosine",
+                "peak": 1.2,  # 0.075 sqrt(256), SimCLR's rule for small batches (appendix B.1)
+                "warmup": 0.05,
+                "final": 0.001,
+                "restart": False,  # True: one schedule per phase; momentum is kept either way
+            },
+            "phases": ("warmup", "gs"),
+            # 350 epochs in all are the original's; it does not say how long its warm-up was: the share is our choice
+            "warmup": {"step": "warmup_step", "epochs": 100},
+            "gs": {"step": "gs_step", "epochs": 250},
+            "checkpoint": {"every_epochs": 5.0, "keep": 2},
+            "log": {"every": 10, "tensorboard": True, "figure_tiles": 8},
+            "compilation_cache": "~/.cache/grass_jax/xla",
+        }
+    )
+
+
+# A narrow ResNet-18 that a laptop trains in minutes. Stride 16 keeps the map at 4x4 or more; Adam wants no large batch.
+SMALL = {
+    "batch_size": 64,
+    "model": {"name": "resnet18", "width": 32, "output_stride": 16, "dtype": "float32"},
+    "optimizer": {"name": "adamw", "weight_decay": 1e-4},
+    "schedule": {"peak": 1e-3, "warmup": 0.1},
+    "log": {"every": 1},
+}
+
+PRESETS = {
+    # About three minutes on 2 CPU cores, nothing downloaded.
+    "sample": {
+        **SMALL,
+        "data": {"name": "sample", "tile_size": 96},
+        "augment": {"size": 64, "area": (0.2, 1.0), "blur_sigma": (0.1, 1.0)},  # views of 64 hold less than of 224
+        "warmup": {"epochs": 8},
+        "gs": {"epochs": 8},
+        "checkpoint": {"every_epochs": 2.0},
+    },
+    # About ten minutes for 600 tiles on 2 CPU cores.
+    "folder": {
+        **SMALL,
+        "augment": {"size": 96, "area": (0.1, 1.0), "blur_sigma": (0.1, 1.0)},
+        "warmup": {"epochs": 15},
+        "gs": {"epochs": 15},
+        "checkpoint": {"every_epochs": 2.0},
+    },
+    # One GPU of 24 GB or more, or a TPU VM.
+    "folder_full": {},
+    # The released code of GraSS, every setting: float32, GS from random weights, its own schedule and initialisation.
+    "reference": {
+        "model": {"dtype": "float32", "init": "original"},
+        "head": {"relu": False},
+        "guidance": {"sign": "flip"},
+        "schedule": {"name": "original"},
+        "phases": ("gs",),
+        "gs": {"epochs": 350},
+        "checkpoint": {"every_epochs": 10.0},
+    },
+}

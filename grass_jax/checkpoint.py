@@ -1,0 +1,127 @@
+"""Checkpoints: what is kept, what is refused, and how a run resumes.
+
+The rules: a checkpoint is the whole `TrainState` under the number of updates done. The latest few and the end of every
+phase are kept. Only a finite state is saved, so that the newest checkpoint is always one to go on from. Batches and keys
+are functions of the step, so there is nothing else to store.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from jax.sharding import Sharding
+from orbax.checkpoint.checkpoint_managers import preservation_policy as keep_policy
+
+from grass_jax.config import differing
+
+
+class Checkpoints:
+    """The folder `<workdir>/checkpoints`, written in the background.
+
+    Args:
+        workdir: folder of the run.
+        keep: how many of the latest checkpoints stay.
+        keep_steps: steps whose checkpoints stay for good (the ends of the phases).
+    """
+
+    def __init__(self, workdir: str | Path, *, keep: int = 2, keep_steps: tuple[int, ...] = ()):
+        policies = [keep_policy.LatestN(keep), keep_policy.CustomSteps(list(keep_steps))]
+        self._manager = ocp.CheckpointManager(
+            Path(workdir).absolute() / "checkpoints",
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=keep_policy.AnyPreservationPolicy(policies),
+                enable_async_checkpointing=True,
+            ),
+        )
+
+    @property
+    def latest(self) -> int | None:
+        """Step of the newest checkpoint; None when there is none."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, state: Any) -> None:
+        """Saves the state after `step` updates; returns when it has been copied, before it has been written."""
+        if step != self.latest:
+            self._manager.save(step, args=ocp.args.StandardSave(state))
+
+    def restore(self, state: Any, sharding: Sharding) -> Any:
+        """Reads the newest checkpoint.
+
+        Args:
+            state: a state of the same structure, shapes and dtypes (arrays or `jax.eval_shape`'s).
+            sharding: where the arrays go.
+
+        Returns:
+            The state, on the devices of the sharding.
+        """
+        template = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), state)
+        return self._manager.restore(self.latest, args=ocp.args.StandardRestore(template))
+
+    def close(self) -> None:
+        """Waits until everything is written."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+
+@jax.jit
+def all_finite(tree: Any) -> jax.Array:
+    """Says whether every number of a tree of arrays is finite; one boolean."""
+    leaves = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]
+    return jnp.stack(leaves).all()
+
+
+class ResumeError(ValueError):
+    """The working directory holds a run that this configuration cannot continue."""
+
+
+# may differ between the sessions of one run: what does not enter the numbers
+FREE_KEYS = ("log.", "checkpoint.", "compilation_cache", "data.workers", "data.path", "data.data_dir")
+
+
+def refuse_other_run(workdir: str | Path, config: dict[str, Any], *, tiles: int, steps_per_epoch: int, done: int) -> None:
+    """Compares the configuration with the one that the run in this folder began with.
+
+    Args:
+        workdir: folder of the run; without a `config.json`, or without a checkpoint (`done` of 0), everything goes.
+        config: the resolved configuration, as nested dicts.
+        tiles: tiles in the training data.
+        steps_per_epoch: full batches in them.
+        done: updates in the newest checkpoint.
+
+    Raises:
+        ResumeError: a key differs that may not; a phase may only become longer, and only the last one once it has ended.
+    """
+    path = Path(workdir) / "config.json"
+    if done == 0 or not path.exists():
+        return
+    begun = json.loads(path.read_text())
+    refused, end = [], 0
+    old_phases = begun["config"]["phases"]
+    for key in differing(begun["config"], config):
+        if not key.startswith(FREE_KEYS) and not any(key == f"{name}.epochs" for name in old_phases):
+            refused.append(key)
+    for name in old_phases:
+        end += begun["config"][name]["epochs"] * steps_per_epoch
+        change = config.get(name, begun["config"][name])["epochs"] - begun["config"][name]["epochs"]
+        ended = done >= end and name != old_phases[-1]
+        if change < 0 or (change > 0 and ended):
+            refused.append(f"{name}.epochs")
+    if refused:
+        raise ResumeError(
+            f"{workdir} holds a run of {done} steps with another configuration ({', '.join(refused)}): give the old values "
+            f"(they are in {path}) or another --workdir."
+        )
+    if begun["tiles"] != tiles:
+        raise ResumeError(
+            f"{workdir} holds a run on {begun['tiles']} tiles and the data now has {tiles}: restore the data or give another "
+            "--workdir."
+        )

@@ -1,0 +1,127 @@
+"""Batches of tiles: a function of the seed and the step, sharded by process, read ahead by grain."""
+
+import functools
+import os
+import threading
+from collections.abc import Iterator
+
+import grain
+import numpy as np
+from absl import flags, logging
+
+from grass_jax.data.order import epoch_order, find_overlaps
+from grass_jax.data.source import TileSource
+
+
+def steps_per_epoch(source: TileSource, batch_size: int) -> int:
+    """Full global batches in one epoch; 0 where the batch is larger than the data."""
+    return len(source) // batch_size
+
+
+class BatchSource:
+    """Random access to one process's rows of the batches of steps `start` to `stop`."""
+
+    def __init__(self, source: TileSource, *, batch_size: int, seed: int, start: int, stop: int, rows: slice):
+        self.source = source
+        self.batch_size, self.seed, self.start, self.stop, self.rows = batch_size, seed, start, stop, rows
+        self.overlaps = find_overlaps(source.positions, source.tile_size)
+        self.__setstate__(self.__dict__)
+
+    def __getstate__(self) -> dict:
+        return {name: value for name, value in self.__dict__.items() if name not in ("_order", "_lock")}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        self._order = functools.lru_cache(maxsize=2)(self._make_order)
+        self._lock = threading.Lock()
+
+    def _make_order(self, epoch: int) -> tuple[np.ndarray, int]:
+        return epoch_order(self.seed, epoch, tiles=len(self.source), batch_size=self.batch_size, overlaps=self.overlaps)
+
+    def order(self, epoch: int) -> tuple[np.ndarray, int]:
+        """Order of an epoch and its number of overlapping pairs that share a batch."""
+        with self._lock:  # several reading threads enter a new epoch at once
+            return self._order(epoch)
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        epoch, step = divmod(self.start + int(index), steps_per_epoch(self.source, self.batch_size))
+        rows = self.order(epoch)[0][step, self.rows]
+        tiles = [self.source[i] for i in rows]
+        return {name: np.stack([tile[name] for tile in tiles]) for name in tiles[0]} | {"index": rows}
+
+
+def batches(
+    source: TileSource,
+    *,
+    batch_size: int,
+    seed: int,
+    start: int,
+    stop: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    workers: int = 0,
+    threads: int | None = None,
+) -> Iterator[dict[str, np.ndarray]]:
+    """This process's rows of the global batches of steps `start` to `stop` - 1.
+
+    A batch depends on `seed` and its step alone, so a run resumes by its `start`, on any number of processes.
+
+    Args:
+        source: tiles to draw from.
+        batch_size: tiles of a global batch.
+        seed: the run's seed.
+        start: first step, counted from the beginning of the run.
+        stop: step to end before.
+        process_index: number of this process.
+        process_count: number of processes.
+        workers: worker processes that read and decode; 0 reads in threads of this process.
+        threads: reading threads per process, each with one batch in memory; up to 8, by the cores, where None.
+
+    Returns:
+        an iterator of `image` (batch_size // process_count, t, t, 3) uint8, `index` (rows,) int32 and, where the data
+        set has masks, `mask` (rows, t, t) uint8.
+
+    Raises:
+        ValueError: if the batch cannot be shared by the processes, or is larger than the data.
+    """
+    if batch_size % process_count:
+        raise ValueError(f"batch_size {batch_size} must divide by the number of processes, {process_count}.")
+    if not 0 < batch_size <= len(source):
+        raise ValueError(f"batch_size {batch_size} must be between 1 and the number of tiles, {len(source)}.")
+    size = batch_size // process_count
+    rows = slice(process_index * size, (process_index + 1) * size)
+    steps = BatchSource(source, batch_size=batch_size, seed=seed, start=start, stop=stop, rows=rows)
+    if start < stop:
+        _log_overlaps(steps, process_index)
+    threads = min(8, os.cpu_count() or 1) if threads is None else threads
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(2, threads))
+    data = grain.MapDataset.source(steps).to_iter_dataset(options)
+    if workers:
+        if not flags.FLAGS.is_parsed():  # grain passes the flags on to its workers; a notebook or test has none
+            flags.FLAGS.mark_as_parsed()
+        data = data.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2))
+    return _closing(data)
+
+
+def _log_overlaps(steps: BatchSource, process_index: int) -> None:
+    epoch = steps.start // steps_per_epoch(steps.source, steps.batch_size)
+    pairs = steps.order(epoch)[1]
+    if pairs and process_index == 0:
+        logging.warning(
+            "%d pairs of overlapping tiles share a batch in epoch %d and count as negatives of each other: "
+            "use a smaller batch or a larger stride.",
+            pairs,
+            epoch,
+        )
+
+
+def _closing(data: grain.IterDataset) -> Iterator[dict[str, np.ndarray]]:
+    """End the reading threads as soon as the batches are used up or let go."""
+    iterator = iter(data)
+    try:
+        yield from iterator
+    finally:
+        iterator.close()

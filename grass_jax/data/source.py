@@ -1,0 +1,163 @@
+"""The tiles of a prepared data set, by index."""
+
+import dataclasses
+import io
+import json
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from absl import logging
+from PIL import Image
+
+from grass_jax.data.builders.image_folder import ImageFolder, folder_config, log_skipped
+from grass_jax.data.builders.sample import Sample, sample_config
+from grass_jax.data.prepare import prepare
+from grass_jax.data.tiles import tile_positions
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TileSource:
+    """Tiles with random access; can be pickled.
+
+    Attributes:
+        name: where the records are, for messages.
+        records: TFDS data source with encoded images.
+        files: names of the scenes, relative to the folder.
+        positions: (n, 3) int32 of file, y, x; file counts in `files`, y and x are pixels.
+        tile_size: side of a tile in pixels.
+        class_names: names of the mask's ids; empty where there are no masks.
+    """
+
+    name: str
+    records: Any
+    files: tuple[str, ...]
+    positions: np.ndarray
+    tile_size: int
+    class_names: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        """Decode one tile.
+
+        Args:
+            index: number of the tile, from 0.
+
+        Returns:
+            `image` (t, t, 3) uint8 and, where the data set has masks, `mask` (t, t) uint8.
+
+        Raises:
+            IndexError: if there is no such tile.
+            RuntimeError: if its record cannot be read; names the tile, its file and position.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(f"There is no tile {index}: the data set has {len(self)}.")
+        try:
+            record = self.records[int(index)]
+            return {name: _decode(record[name]) for name in ("image", "mask") if name in record}
+        except Exception as error:
+            file, y, x = self.positions[index]
+            raise RuntimeError(
+                f"Tile {index} ({self.files[file]}, y={y}, x={x}) of {self.name} cannot be read ({error}): "
+                "delete that folder to have it prepared again."
+            ) from error
+
+
+def _decode(encoded: bytes) -> np.ndarray:
+    with Image.open(io.BytesIO(encoded), formats=("PNG",)) as image:
+        return np.asarray(image)
+
+
+def positions_of(files: Sequence[Sequence], tile_size: int, stride: int) -> np.ndarray:
+    """Where every tile of a data set lies, worked out from the sizes of its files.
+
+    Args:
+        files: name, height and width of every file in the order of the records.
+        tile_size: side of a tile in pixels.
+        stride: distance between neighbouring tiles in pixels.
+
+    Returns:
+        (n, 3) int32 of file, y, x.
+    """
+    each = [tile_positions(height, width, tile_size, stride) for _, height, width in files]
+    number = np.repeat(np.arange(len(each), dtype=np.int32), [len(corners) for corners in each])
+    return np.concatenate([number[:, None], np.concatenate(each)], axis=1)
+
+
+def open_tiles(
+    name: str,
+    *,
+    path: str | os.PathLike | None = None,
+    tile_size: int | None = None,
+    stride: int | None = None,
+    split: str = "train",
+    data_dir: str | os.PathLike | None = None,
+) -> TileSource:
+    """Open a data set, preparing it on first use and whenever the folder's content or the tiling has changed.
+
+    Args:
+        name: `sample` (the embedded landscape) or `image_folder`.
+        path: the folder of `image_folder`.
+        tile_size: side of a tile in pixels; 96 for `sample` and 256 for `image_folder` where None.
+        stride: distance between neighbouring tiles in pixels; `tile_size` where None.
+        split: `train`, or `val` for `sample`.
+        data_dir: where TFDS keeps its data sets; `TFDS_DATA_DIR` or `~/tensorflow_datasets` where None.
+
+    Returns:
+        the tiles.
+
+    Raises:
+        ValueError: for an unknown name or split, a folder without a usable image, or sizes that make no sense.
+        FileNotFoundError: if the folder does not exist.
+        NotADirectoryError: if `path` is a file.
+    """
+    directory = None if data_dir is None else os.fspath(data_dir)
+    if name == "sample":
+        if path is not None:
+            raise ValueError("The data set sample takes no path: leave it out or use image_folder.")
+        builder, fresh = prepare(Sample, sample_config(tile_size=tile_size or 96, stride=stride), directory)
+    elif name == "image_folder":
+        if path is None:
+            raise ValueError("The data set image_folder needs a path: set it to the folder of your images.")
+        config = folder_config(path, tile_size=256 if tile_size is None else tile_size, stride=stride)
+        builder, fresh = prepare(ImageFolder, config, directory)
+    else:
+        raise ValueError(f"There is no data set {name!r}: use sample or image_folder.")
+    notes: dict[str, Any] = dict(builder.info.metadata or {})
+    if split not in notes["files"]:
+        raise ValueError(f"The data set {name} has no split {split!r}: use {' or '.join(notes['files'])}.")
+    records = builder.as_data_source(split=split, decoders=_undecoded(builder))  # pyright: ignore[reportCallIssue]
+    files = notes["files"][split]
+    positions = positions_of(files, notes["tile_size"], notes["stride"])
+    if len(positions) != len(records):
+        raise ValueError(f"{builder.data_path} is damaged: delete that folder to have it prepared again.")
+    if name == "image_folder":
+        if not fresh:  # a fresh one has just said so
+            log_skipped(notes["skipped"], notes["folder"])
+        _log_outdated(builder, notes)
+    logging.info("Using %d tiles of %d file(s) from %s", len(positions), len(files), builder.data_path)
+    names = tuple(str(file[0]) for file in files)
+    classes = tuple(notes.get("class_names", ()))
+    return TileSource(os.fspath(builder.data_path), records, names, positions, notes["tile_size"], classes)
+
+
+def _undecoded(builder: tfds.core.DatasetBuilder) -> dict:
+    """Leave images as bytes: TFDS would decode with OpenCV where that happens to be installed."""
+    features: Any = builder.info.features
+    return {name: tfds.decode.SkipDecoding() for name in ("image", "mask") if name in features}
+
+
+def _log_outdated(builder: tfds.core.DatasetBuilder, notes: dict[str, Any]) -> None:
+    """Say where earlier states of the same folder still take space; they are the user's to delete."""
+    home = builder.data_path.parent
+    stem = home.name.rpartition("-")[0]
+    outdated = []
+    for metadata in home.parent.glob(f"{stem}-*/*/metadata.json"):
+        if metadata.parent.parent != home and json.loads(metadata.read_text()).get("folder") == notes["folder"]:
+            outdated.append(os.fspath(metadata.parent.parent))
+    if outdated:
+        logging.info("%s has changed since; earlier tiles may be deleted: %s", notes["folder"], ", ".join(outdated))

@@ -1,0 +1,328 @@
+"""The pretraining task: from a config to phases of compiled steps on real batches, with pictures at the end of each."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from absl import logging
+from jax.sharding import Mesh
+
+from grass_jax import sharding, steps
+from grass_jax.augment import Augmentation, denormalise, two_views
+from grass_jax.checkpoint import Checkpoints, refuse_other_run
+from grass_jax.config import ConfigError, check
+from grass_jax.data.loader import batches
+from grass_jax.data.source import TileSource, open_tiles
+from grass_jax.methods import Method
+from grass_jax.methods.simclr import simclr
+from grass_jax.models import build_encoder
+from grass_jax.models.heads import ProjectionHead
+from grass_jax.models.original_init import original_init
+from grass_jax.optim import decay_mask, larc, original_schedule, warmup_cosine
+from grass_jax.report import figures
+from grass_jax.report.environment import environment
+from grass_jax.report.log import read_metrics, write_json
+from grass_jax.sampling.crop import crop_boxes
+from grass_jax.state import TrainState, create_state
+from grass_jax.steps import GuidanceSettings, guide
+from grass_jax.train import DivergedError, Phase, Task, train
+
+FIGURE_BATCH = 64  # tiles whose contrastive loss guides the pictures; a few of them are drawn
+
+
+def run(config: Any, workdir: str | Path) -> dict[str, Any] | None:
+    """Pretrains an encoder as the config says, from the start or from where the run in `workdir` stands.
+
+    Args:
+        config: a ConfigDict of `configs/gs.py` or like it.
+        workdir: folder of the run.
+
+    Returns:
+        The content of `summary.json`; None when the run had ended before.
+
+    Raises:
+        ConfigError: a key or value that cannot be run.
+        ResumeError: the folder holds another run.
+        DivergedError: a number stopped being finite.
+    """
+    check(config)
+    began = time.monotonic()
+    workdir, first = Path(workdir), jax.process_index() == 0
+    source = open_source(config.data)
+    mesh = sharding.make_mesh()
+    batch_size = fitting_batch_size(config.batch_size, tiles=len(source), devices=mesh.size)
+    steps_per_epoch = len(source) // batch_size
+    ends = np.cumsum([config[name].epochs * steps_per_epoch for name in config.phases]).tolist()
+    with Checkpoints(workdir, keep=config.checkpoint.keep, keep_steps=tuple(ends)) as checkpoints:
+        done = checkpoints.latest or 0
+        plain = config.to_dict()
+        refuse_other_run(workdir, plain, tiles=len(source), steps_per_epoch=steps_per_epoch, done=done)
+        if done >= ends[-1]:
+            logging.info("%s: this run has ended after %d steps; more epochs or another --workdir go on.", workdir, done)
+            return None
+        if first:
+            write_json(workdir / "config.json", {"config": plain, "tiles": len(source), "environment": environment()})
+        task = pretraining_task(config, source, batch_size=batch_size, ends=ends, workdir=workdir)
+        logging.info(
+            "%s: %d tiles, %d steps an epoch of %d tiles, %d steps in %s, on %d %s.",
+            workdir, len(source), steps_per_epoch, batch_size, ends[-1], " and ".join(config.phases),
+            mesh.size, jax.devices()[0].device_kind,
+        )  # fmt: skip
+        try:
+            train(
+                task,
+                checkpoints,
+                workdir,
+                mesh,
+                key=jax.random.key(config.seed),
+                log_every=config.log.every,
+                checkpoint_every=max(1, round(config.checkpoint.every_epochs * steps_per_epoch)),
+                tensorboard=config.log.tensorboard,
+            )
+        except DivergedError as error:
+            raise DivergedError(
+                f"{error} The run has stopped; its last good checkpoint is step {checkpoints.latest or 0}. Lower "
+                "config.schedule.peak (or raise config.temperature) and start again in another --workdir."
+            ) from None
+    if not first:
+        return None
+    records = read_metrics(workdir)
+    figures.curves(workdir / "figures" / "curves.png", records)
+    summary = summarise(records, seconds=time.monotonic() - began, steps=ends[-1], tiles=len(source))
+    write_json(workdir / "summary.json", summary)
+    return summary
+
+
+def open_source(data: Any) -> TileSource:
+    """Opens, and on first use prepares, the tiles of a config's `data` section.
+
+    Raises:
+        ConfigError: the data cannot be had as it is described.
+    """
+    try:
+        return open_tiles(
+            data.name,
+            path=data.path or None,
+            tile_size=data.tile_size,
+            stride=data.stride or None,
+            split=data.split,
+            data_dir=data.data_dir or None,
+        )
+    except (ValueError, OSError) as error:
+        raise ConfigError(str(error)) from error
+
+
+def fitting_batch_size(batch_size: int, *, tiles: int, devices: int) -> int:
+    """Cuts a batch that is larger than the data, to a number of tiles that the devices can share.
+
+    Raises:
+        ConfigError: the batch cannot be divided over the devices, or there are fewer than two tiles for each.
+    """
+    if batch_size % devices:
+        raise ConfigError(f"config.batch_size must be a multiple of the {devices} devices, not {batch_size}.")
+    cut = min(batch_size, tiles // devices * devices)
+    if cut < 2:
+        raise ConfigError(f"{tiles} tiles are too few for {devices} devices: add images, or lower config.data.stride.")
+    if cut < batch_size:
+        logging.warning("config.batch_size is %d but there are %d tiles: using %d.", batch_size, tiles, cut)
+    return cut
+
+
+def build_method(config: Any) -> Method:
+    """Makes encoder, head and loss of a config."""
+    encoder = build_encoder(**config.model)
+    return simclr(encoder, ProjectionHead(**config.head, dtype=encoder.dtype), temperature=config.temperature)
+
+
+def build_schedule(config: Any, ends: list[int]) -> optax.Schedule:
+    """Makes the learning-rate schedule over all phases, or one per phase; `ends` are the phases' last steps."""
+
+    def one(length: int) -> optax.Schedule:
+        if config.schedule.name == "original":
+            return original_schedule(length)
+        return warmup_cosine(
+            length, peak=config.schedule.peak, warmup=config.schedule.warmup, final=config.schedule.final
+        )
+
+    if not config.schedule.restart:
+        return one(ends[-1])
+    return optax.join_schedules([one(int(length)) for length in np.diff([0, *ends])], ends[:-1])
+
+
+def build_optimizer(config: Any, schedule: optax.Schedule) -> optax.GradientTransformation:
+    """Makes the optimiser of a config; all of them spare batch norm from weight decay."""
+    options = config.optimizer
+    mask = partial(decay_mask, decay_bias=options.decay_bias)
+    if options.name == "larc":
+        return larc(
+            schedule,
+            momentum=options.momentum,
+            weight_decay=options.weight_decay,
+            decay_mask=mask,
+            trust_coefficient=options.trust_coefficient,
+            eps=options.eps,
+        )
+    if options.name == "adamw":
+        return optax.adamw(schedule, b1=options.momentum, weight_decay=options.weight_decay, mask=mask)
+    return optax.chain(
+        optax.add_decayed_weights(options.weight_decay, mask=mask), optax.sgd(schedule, momentum=options.momentum)
+    )
+
+
+def pretraining_task(
+    config: Any, source: TileSource, *, batch_size: int, ends: list[int], workdir: Path
+) -> Task:
+    """Puts together what the loop runs.
+
+    Args:
+        config: checked.
+        source: the tiles.
+        batch_size: tiles of a global batch.
+        ends: last step of each phase, counted over the run.
+        workdir: where pictures go.
+
+    Returns:
+        The task.
+    """
+    augmentation = Augmentation(**config.augment)
+    method, schedule = build_method(config), build_schedule(config, ends)
+    optimizer = build_optimizer(config, schedule)
+    hp = GuidanceSettings(**config.guidance)
+
+    def augment(key: jax.Array, batch: dict[str, jax.Array]) -> jax.Array:
+        return two_views(key, batch["image"], augmentation)
+
+    shared = {"method": method, "optimizer": optimizer, "augment": augment}
+    step_functions = {
+        "warmup_step": partial(steps.warmup_step, **shared),
+        "gs_step": partial(steps.gs_step, hp=hp, **shared),
+    }
+    phases = tuple(
+        Phase(name, step_functions[config[name].step], begin, end)
+        for name, begin, end in zip(config.phases, [0, *ends], ends, strict=False)
+    )
+
+    def batches_of(start: int, stop: int) -> Iterator[dict[str, np.ndarray]]:
+        rows = batches(
+            source,
+            batch_size=batch_size,
+            seed=config.seed,
+            start=start,
+            stop=stop,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            workers=config.data.workers,
+        )
+        return ({"image": batch["image"]} for batch in rows)
+
+    return Task(
+        init=partial(
+            create_state,
+            jax.random.key(config.seed),
+            method,
+            optimizer,
+            size=augmentation.size,
+            reinitialise=original_init if config.model.init == "original" else None,
+        ),
+        phases=phases,
+        batches=batches_of,
+        batch_size=batch_size,
+        steps_per_epoch=len(source) // batch_size,
+        schedule=schedule,
+        watch=fallback_watch(len(source) // batch_size),
+        phase_end=guidance_pictures(config, source, method, augment, hp, augmentation, workdir),
+    )
+
+
+def fallback_watch(steps_per_epoch: int) -> Callable[[Phase, int, dict[str, float]], None]:
+    """Warns once per phase when most views of an epoch have a map without a positive value."""
+    seen: dict[str, list[float]] = {}
+
+    def watch(phase: Phase, step: int, metrics: dict[str, float]) -> None:
+        if "fallback" not in metrics:
+            return
+        shares = seen.setdefault(phase.name, [])
+        shares.append(metrics["fallback"])
+        if len(shares) == steps_per_epoch and np.mean(shares) > 0.5:
+            logging.warning(
+                "%.0f %% of the views fall back to the whole view because their map has no positive value: "
+                "this phase is mostly plain instance discrimination.",
+                100 * np.mean(shares),
+            )
+
+    return watch
+
+
+def guidance_pictures(
+    config: Any,
+    source: TileSource,
+    method: Method,
+    augment: Callable,
+    hp: GuidanceSettings,
+    augmentation: Augmentation,
+    workdir: Path,
+) -> Callable[[Phase, TrainState], None]:
+    """Makes the hook that draws what the guidance would do to the same few tiles at the end of every phase."""
+    drawn = min(config.log.figure_tiles, len(source))
+    chosen = np.random.default_rng(config.seed).permutation(len(source))[: min(FIGURE_BATCH, len(source))]
+
+    @jax.jit
+    def explain(state: TrainState, images: jax.Array) -> tuple[jax.Array, ...]:
+        views = augment(jax.random.key(config.seed), {"image": images})
+        guidance, _ = guide(state, views, method=method, hp=hp)
+        guided = crop_boxes(views, guidance.boxes)
+        first = (views, guided)
+        shown = [denormalise(images[:drawn, 0], augmentation) for images in first]
+        return *shown, guidance.maps[:drawn, 0], guidance.boxes[:drawn, 0], guidance.fallback[:drawn, 0]
+
+    def draw(phase: Phase, state: TrainState) -> None:
+        if drawn == 0 or jax.process_index() != 0:
+            return
+        # this process alone draws: on one device, with its copy of the state
+        own = jax.tree.map(lambda a: a.addressable_data(0), state)
+        images = np.stack([source[int(i)]["image"] for i in chosen])
+        views, guided, maps, boxes, fallback = jax.device_get(explain(own, images))
+        figures.guidance(
+            workdir / "figures" / f"guidance_{phase.name}.png",
+            views,
+            maps,
+            boxes,
+            guided,
+            title=f"Guidance after {phase.name}: {phase.end} steps",
+            fallback=fallback,
+            threshold=hp.threshold,
+        )
+
+    return draw
+
+
+def summarise(records: list[dict[str, Any]], *, seconds: float, steps: int, tiles: int) -> dict[str, Any]:
+    """Sums a run up: for each phase the mean metrics of its first and its last tenth.
+
+    Args:
+        records: lines of the log.
+        seconds: wall-clock time of this session.
+        steps: of the whole run.
+        tiles: in the data.
+
+    Returns:
+        What `summary.json` holds.
+    """
+    phases = {}
+    for name in dict.fromkeys(record["phase"] for record in records):
+        own = [record for record in records if record["phase"] == name]
+        tenth = max(1, len(own) // 10)
+        phases[name] = {"begins": _means(own[:tenth]), "ends": _means(own[-tenth:])}
+    return {"steps": steps, "tiles": tiles, "seconds_of_last_session": round(seconds, 1), "phases": phases}
+
+
+def _means(records: list[dict[str, Any]]) -> dict[str, float]:
+    names = [name for name in records[0] if name not in ("step", "epoch", "phase")]
+    values = {name: [r[name] for r in records if r.get(name) is not None] for name in names}
+    return {name: float(np.mean(numbers)) for name, numbers in values.items() if numbers}

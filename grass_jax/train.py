@@ -1,0 +1,151 @@
+"""The only training loop: it knows steps, batches and hooks, and no loss."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from absl import logging
+from jax.sharding import Mesh
+
+from grass_jax.checkpoint import Checkpoints, all_finite
+from grass_jax.report.log import MetricsLog
+from grass_jax.report.progress import Progress
+from grass_jax.sharding import global_batch, replicated
+from grass_jax.state import TrainState
+from grass_jax.steps import compile_step
+
+
+class Phase(NamedTuple):
+    """A stretch of training with one step function: updates `begin` to `end` (not included) of the run."""
+
+    name: str
+    step: Callable[[TrainState, dict[str, jax.Array], jax.Array], tuple[TrainState, dict[str, jax.Array]]]
+    begin: int
+    end: int
+
+
+class Task(NamedTuple):
+    """What the loop runs.
+
+    Attributes:
+        init: makes the state before the first step.
+        phases: in order, without gaps.
+        batches: (start, stop) -> this process's rows of the batches of these steps, {name: array}.
+        batch_size: tiles of a global batch.
+        steps_per_epoch: full batches in the data.
+        schedule: learning rate of a step, for the log.
+        watch: (phase, step, metrics) sees the numbers of every step.
+        phase_end: (phase, state) is called after the last step of a phase, before its checkpoint.
+    """
+
+    init: Callable[[], TrainState]
+    phases: tuple[Phase, ...]
+    batches: Callable[[int, int], Iterator[dict[str, np.ndarray]]]
+    batch_size: int
+    steps_per_epoch: int
+    schedule: Callable[[int], Any]
+    watch: Callable[[Phase, int, dict[str, float]], None]
+    phase_end: Callable[[Phase, TrainState], None]
+
+
+class DivergedError(RuntimeError):
+    """The loss, the gradient or the parameters are not finite."""
+
+
+def train(
+    task: Task,
+    checkpoints: Checkpoints,
+    workdir: str | Path,
+    mesh: Mesh,
+    *,
+    key: jax.Array,
+    log_every: int,
+    checkpoint_every: int,
+    tensorboard: bool,
+) -> TrainState:
+    """Runs the phases from the newest checkpoint, or from the start, to the end.
+
+    Metrics are fetched one step late, so that the device always has the next step to do.
+
+    Args:
+        task: what to run.
+        checkpoints: where states are saved.
+        workdir: where the log goes.
+        mesh: the devices.
+        key: of the run; step i uses `fold_in(key, i)`.
+        log_every: steps between two lines of the log.
+        checkpoint_every: steps between two checkpoints; the end of a phase always gets one.
+        tensorboard: write event files, too.
+
+    Returns:
+        The final state.
+
+    Raises:
+        DivergedError: a number is not finite; the newest checkpoint is the last good state.
+    """
+    start = checkpoints.latest or 0
+    if start:
+        logging.info("Resuming after step %d of %d.", start, task.phases[-1].end)
+        state = checkpoints.restore(jax.eval_shape(task.init), replicated(mesh))
+    else:
+        state = jax.device_put(task.init(), replicated(mesh))
+    first = jax.process_index() == 0
+    with (
+        MetricsLog(workdir, start, tensorboard=tensorboard, enabled=first) as log,
+        Progress(task.phases[-1].end, start_step=start, images_per_step=task.batch_size, enabled=first) as progress,
+    ):
+        report = _Report(task, log, progress, log_every)
+        for phase in task.phases:
+            if start >= phase.end:
+                continue
+            step = compile_step(phase.step, mesh)
+            begin = max(start, phase.begin)
+            for i, batch in enumerate(task.batches(begin, phase.end), begin):
+                state, metrics = step(state, global_batch(batch, mesh), jax.random.fold_in(key, i))
+                report.late(phase, i + 1, metrics)
+                if i + 1 == phase.end or (i + 1) % checkpoint_every == 0:
+                    report.flush()
+                    if not all_finite((state.params, state.stats)):
+                        raise DivergedError(f"The parameters after step {i + 1} are not finite.")
+                    if i + 1 == phase.end:
+                        task.phase_end(phase, state)
+                    checkpoints.save(i + 1, state)
+    return state
+
+
+class _Report:
+    """Fetches the metrics of a step when the next one is on its way, and passes them on."""
+
+    def __init__(self, task: Task, log: MetricsLog, progress: Progress, every: int):
+        self._task, self._log, self._progress, self._every = task, log, progress, every
+        self._waiting: tuple[Phase, int, dict[str, jax.Array]] | None = None
+
+    def late(self, phase: Phase, step: int, metrics: dict[str, jax.Array]) -> None:
+        self.flush()
+        self._waiting = (phase, step, metrics)
+
+    def flush(self) -> None:
+        if self._waiting is None:
+            return
+        phase, step, on_device = self._waiting
+        self._waiting = None
+        metrics = {name: float(value) for name, value in jax.device_get(on_device).items()}
+        done, length = step - phase.begin, self._task.steps_per_epoch
+        epoch, epochs = -(-done // length), (phase.end - phase.begin) // length
+        self._progress.update(step, phase=phase.name, epoch=epoch, epochs=epochs, loss=metrics["loss"])
+        if step % self._every == 0 or step in (1, phase.end):
+            self._log.write(
+                step,
+                epoch=step / length,
+                phase=phase.name,
+                learning_rate=self._task.schedule(step - 1),
+                images_per_second=self._progress.images_per_second,
+                **metrics,
+            )
+        if not np.isfinite([metrics["loss"], metrics["gradient_norm"]]).all():
+            raise DivergedError(
+                f"The loss of step {step} is {metrics['loss']:g} and its gradient norm {metrics['gradient_norm']:g}."
+            )
+        self._task.watch(phase, step, metrics)

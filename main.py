@@ -1,0 +1,48 @@
+"""Runs what a config names: `python main.py --config=configs/gs.py`."""
+
+import sys
+from logging import WARNING, Formatter
+from pathlib import Path
+
+import jax
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from grass_jax import pretrain, sharding
+from grass_jax.checkpoint import ResumeError
+from grass_jax.config import ConfigError
+from grass_jax.train import DivergedError
+
+CONFIG = config_flags.DEFINE_config_file("config", "configs/gs.py", "Config file, with a preset after a colon.")
+WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run; runs/<config>_<preset> when empty.")
+COORDINATOR = flags.DEFINE_string("coordinator", "", "host:port of process 0, for processes started by hand.")
+PROCESSES = flags.DEFINE_integer("processes", 1, "Number of processes started by hand.")
+PROCESS = flags.DEFINE_integer("process", 0, "Number of this process, from 0.")
+
+
+def main(_: list[str]) -> None:
+    """Joins the job, turns on the compilation cache and runs the task."""
+    config = CONFIG.value
+    plain_log()
+    sharding.initialize(COORDINATOR.value, PROCESSES.value, PROCESS.value)
+    if config.get("compilation_cache"):
+        jax.config.update("jax_compilation_cache_dir", str(Path(config.compilation_cache).expanduser()))
+    workdir = Path(WORKDIR.value or f"runs/{config.name}_{config.preset}")
+    try:
+        pretrain.run(config, workdir)
+    except (ConfigError, ResumeError, DivergedError, FileNotFoundError) as error:
+        sys.exit(f"grass_jax: {error}")
+    except KeyboardInterrupt:
+        sys.exit(f"grass_jax: interrupted; the same command goes on from the newest checkpoint in {workdir}.")
+
+
+def plain_log() -> None:
+    """Shows this project's messages as they are, and of the libraries' (Orbax writes a page per checkpoint) the warnings."""
+    logging.set_verbosity(logging.INFO)
+    handler = logging.get_absl_handler().python_handler
+    handler.addFilter(lambda record: record.levelno >= WARNING or "grass_jax" in Path(record.pathname).parts)
+    handler.setFormatter(Formatter("%(message)s"))
+
+
+if __name__ == "__main__":
+    app.run(main)

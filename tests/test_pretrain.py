@@ -1,0 +1,173 @@
+"""The main job on a tiny folder of images: to the end, interrupted, refused, diverging."""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from PIL import Image
+
+from grass_jax import pretrain
+from grass_jax.checkpoint import ResumeError
+from grass_jax.config import ConfigError
+from grass_jax.report.log import read_metrics
+from grass_jax.sharding import make_mesh
+from grass_jax.state import load_encoder
+from grass_jax.train import DivergedError
+
+
+def arrays(workdir: Path) -> list[np.ndarray]:
+    """Everything in the newest checkpoint."""
+    newest = max(ocp.utils.checkpoint_steps(workdir / "checkpoints"))
+    path = workdir / "checkpoints" / str(newest) / "default"
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        tree = checkpointer.metadata(path).item_metadata.tree
+        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+        restored = checkpointer.restore(path, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(restored)]
+
+
+@pytest.fixture(scope="module")
+def one_device(request):
+    """The job on a single device: it is the arithmetic of one machine that must repeat bit for bit."""
+    patch = pytest.MonkeyPatch()
+    request.addfinalizer(patch.undo)
+    patch.setattr(pretrain.sharding, "make_mesh", lambda: make_mesh(jax.devices()[:1]))
+
+
+@pytest.fixture(scope="module")
+def finished(tiny, one_device, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("run")
+    return workdir, pretrain.run(tiny(), workdir)
+
+
+def test_the_job_leaves_everything_a_person_looks_at(finished):
+    workdir, summary = finished
+    records = read_metrics(workdir)
+    assert [record["step"] for record in records] == list(range(1, 13))
+    assert [record["phase"] for record in records] == ["warmup"] * 6 + ["gs"] * 6
+    assert records[-1]["epoch"] == 4
+    common = {"loss", "learning_rate", "images_per_second", "gradient_norm", "embedding_std", "mean_cosine"}
+    assert common <= records[0].keys()
+    assert common | {"loss_before", "box_area", "whole_boxes", "fallback"} <= records[-1].keys()
+    assert summary == json.loads((workdir / "summary.json").read_text())
+    assert (summary["steps"], summary["tiles"]) == (12, 30)
+    assert summary["phases"]["gs"]["ends"]["loss"] == records[-1]["loss"]
+    resolved = json.loads((workdir / "config.json").read_text())
+    assert resolved["config"]["batch_size"] == 8
+    assert "jax" in json.dumps(resolved["environment"])
+    assert sorted(int(path.name) for path in (workdir / "checkpoints").iterdir()) == [6, 10, 12]
+    for name in ("guidance_warmup", "guidance_gs", "curves"):
+        with Image.open(workdir / "figures" / f"{name}.png") as picture:
+            assert min(picture.size) > 300
+
+
+def test_a_finished_run_says_so_and_stays_as_it_is(finished, tiny, caplog):
+    workdir, _ = finished
+    before = arrays(workdir)
+    with caplog.at_level("INFO", logger="absl"):
+        assert pretrain.run(tiny(), workdir) is None
+    assert "has ended after 12 steps" in caplog.text
+    for old, new in zip(before, arrays(workdir), strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+@pytest.mark.parametrize("stop", [1, 5, 6, 9, 12])
+def test_an_interrupted_run_ends_as_if_it_had_not_been(finished, tiny, tmp_path, monkeypatch, stop):
+    class Killed(BaseException):
+        pass
+
+    def kill(steps_per_epoch):
+        def watch(phase, step, metrics):
+            if step == stop:
+                raise Killed
+
+        return watch
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(pretrain, "fallback_watch", kill)
+        pretrain.run(tiny(), tmp_path)
+    with (tmp_path / "metrics.jsonl").open("a") as log:
+        log.write('{"step": 99, "torn')
+    pretrain.run(tiny(), tmp_path)
+    for expected, actual in zip(arrays(finished[0]), arrays(tmp_path), strict=True):
+        np.testing.assert_array_equal(actual, expected)
+    timeless = [
+        [{k: v for k, v in record.items() if k != "images_per_second"} for record in read_metrics(workdir)]
+        for workdir in (finished[0], tmp_path)
+    ]
+    assert timeless[0] == timeless[1]
+
+
+def test_another_config_in_the_same_folder_is_refused(finished, tiny):
+    workdir, _ = finished
+    with pytest.raises(ResumeError, match=r"augment\.size, seed"):
+        pretrain.run(tiny(**{"seed": 1, "augment.size": 40}), workdir)
+    with pytest.raises(ResumeError, match=r"warmup\.epochs"):
+        pretrain.run(tiny(**{"warmup.epochs": 3}), workdir)
+    with pytest.raises(ResumeError, match=r"gs\.epochs"):
+        pretrain.run(tiny(**{"gs.epochs": 1}), workdir)
+
+
+def test_a_longer_training_goes_on(tiny, one_device, tmp_path):
+    pretrain.run(tiny(**{"gs.epochs": 1}), tmp_path)
+    summary = pretrain.run(tiny(**{"log.every": 2, "data.workers": 1}), tmp_path)
+    assert summary is not None
+    assert summary["steps"] == 12
+    assert [record["step"] for record in read_metrics(tmp_path)] == [*range(1, 10), 10, 12]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_state(tiny, one_device, tmp_path):
+    with pytest.raises(DivergedError, match=r"last good checkpoint is step \d"):
+        pretrain.run(tiny(**{"optimizer.name": "sgd", "schedule.peak": 1e38, "schedule.warmup": 0.5}), tmp_path)
+    if any((tmp_path / "checkpoints").iterdir()):
+        assert all(np.isfinite(leaf).all() for leaf in arrays(tmp_path))
+
+
+def test_one_schedule_per_phase_starts_again(tiny):
+    schedule = pretrain.build_schedule(tiny(**{"schedule.restart": True, "schedule.warmup": 0.0}), [6, 12])
+    assert float(schedule(6)) == float(schedule(0)) == pytest.approx(1e-3)
+    assert float(schedule(5)) < 2e-4
+    whole = pretrain.build_schedule(tiny(**{"schedule.warmup": 0.0}), [6, 12])
+    assert float(whole(6)) == pytest.approx(0.5e-3, rel=1e-2)
+
+
+def test_a_batch_larger_than_the_data_is_cut(caplog):
+    assert pretrain.fitting_batch_size(64, tiles=100, devices=8) == 64
+    with caplog.at_level("WARNING", logger="absl"):
+        assert pretrain.fitting_batch_size(64, tiles=30, devices=4) == 28
+    assert "using 28" in caplog.text
+    with pytest.raises(ConfigError, match="multiple of the 8 devices"):
+        pretrain.fitting_batch_size(12, tiles=100, devices=8)
+    with pytest.raises(ConfigError, match="too few"):
+        pretrain.fitting_batch_size(8, tiles=1, devices=1)
+
+
+def test_most_views_falling_back_is_said_once(caplog):
+    watch = pretrain.fallback_watch(2)
+    phase = pretrain.Phase("gs", lambda *_: None, 0, 10)
+    with caplog.at_level("WARNING", logger="absl"):
+        for step in range(1, 7):
+            watch(phase, step, {"loss": 1.0, "fallback": 0.75})
+    assert caplog.text.count("75 % of the views") == 1
+
+
+def test_the_encoder_is_loaded_with_its_normalisation(finished):
+    workdir, _ = finished
+    encoder = load_encoder(workdir)
+    images = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8)
+    features = encoder(images)
+    assert features.shape == (2, 8, 8, 32)
+    stored = {leaf.tobytes() for leaf in arrays(workdir)}
+    assert all(np.asarray(leaf).tobytes() in stored for leaf in jax.tree.leaves(encoder.variables))
+    normalised = (images / 255 - np.array([0.485, 0.456, 0.406])) / np.array([0.229, 0.224, 0.225])
+    expected = encoder.module.apply(encoder.variables, normalised.astype(np.float32), train=False)
+    np.testing.assert_allclose(features, expected, rtol=1e-4, atol=1e-4)
+    after_warmup = load_encoder(workdir, step=6)
+    assert not np.array_equal(
+        after_warmup.variables["params"]["conv1"]["kernel"], encoder.variables["params"]["conv1"]["kernel"]
+    )
+    with pytest.raises(FileNotFoundError, match="no pretraining run"):
+        load_encoder(workdir / "nothing")
