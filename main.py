@@ -13,7 +13,10 @@ from grass_jax.checkpoint import ResumeError
 from grass_jax.config import ConfigError
 from grass_jax.train import DivergedError
 
-CONFIG = config_flags.DEFINE_config_file("config", "configs/gs.py", "Config file, with a preset after a colon.")
+try:
+    CONFIG = config_flags.DEFINE_config_file("config", "configs/gs.py", "Config file, with a preset after a colon.")
+except AttributeError as error:  # raised here, before the flags are parsed, for a key that the config does not have
+    sys.exit("grass_jax: the config has no key " + str(error.args[0].args[0]).replace("\n", ". "))
 WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run; runs/<config>_<preset> when empty.")
 COORDINATOR = flags.DEFINE_string("coordinator", "", "host:port of process 0, for processes started by hand.")
 PROCESSES = flags.DEFINE_integer("processes", 1, "Number of processes started by hand.")
@@ -23,26 +26,38 @@ PROCESS = flags.DEFINE_integer("process", 0, "Number of this process, from 0.")
 def main(_: list[str]) -> None:
     """Joins the job, turns on the compilation cache and runs the task."""
     config = CONFIG.value
+    workdir = Path(WORKDIR.value or f"runs/{config.name}_{config.preset}")
     plain_log()
     sharding.initialize(COORDINATOR.value, PROCESSES.value, PROCESS.value)
     if config.get("compilation_cache"):
         jax.config.update("jax_compilation_cache_dir", str(Path(config.compilation_cache).expanduser()))
-    workdir = Path(WORKDIR.value or f"runs/{config.name}_{config.preset}")
     try:
         pretrain.run(config, workdir)
-    except (ConfigError, ResumeError, DivergedError, FileNotFoundError) as error:
+    except (ConfigError, ResumeError, DivergedError) as error:
         sys.exit(f"grass_jax: {error}")
     except KeyboardInterrupt:
         sys.exit(f"grass_jax: interrupted; the same command goes on from the newest checkpoint in {workdir}.")
 
 
 def plain_log() -> None:
-    """Shows this project's messages as they are, and of the libraries' (Orbax writes a page per checkpoint) the warnings."""
+    """Shows this project's messages as they are, and of the libraries only warnings (Orbax is verbose)."""
     logging.set_verbosity(logging.INFO)
     handler = logging.get_absl_handler().python_handler
     handler.addFilter(lambda record: record.levelno >= WARNING or "grass_jax" in Path(record.pathname).parts)
     handler.setFormatter(Formatter("%(message)s"))
 
 
+def parse(arguments: list[str]) -> list[str]:
+    """Parses the flags; a config file, preset or value that cannot be read is one line and no traceback."""
+    try:
+        rest = flags.FLAGS(arguments)
+        _ = CONFIG.value.name  # a file that could not be loaded shows when it is used
+    except (flags.Error, OSError) as error:
+        sys.exit(f"grass_jax: {str(error).strip().splitlines()[-1].strip()}")
+    if len(rest) > 1:
+        sys.exit(f"grass_jax: {rest[1]!r} is no flag: settings are given as --config.KEY=VALUE.")
+    return rest
+
+
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=parse)

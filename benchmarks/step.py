@@ -1,10 +1,10 @@
 """Step times of warm-up and GS training, their ratio, and the parts of the GS step.
 
-    python -m benchmarks.step                                     ResNet-50, 16 views of 224 pixels: minutes on 2 CPU cores
-    python -m benchmarks.step --tiles=256 --dtype=bfloat16        one large GPU
+    python -m benchmarks.step                                  ResNet-50, 16 views of 224: five minutes on 2 CPU cores
+    python -m benchmarks.step --tiles=256 --dtype=bfloat16     one large GPU
 
-The two steps are timed in pairs, one after the other, so that whatever else the machine does meets both; the ratio is the
-median over the pairs. The parts are compiled and timed one by one and need not add up to the step.
+The two steps are timed in pairs, one after the other, so that whatever else the machine does meets both; the ratio is
+the median over the pairs. The parts are compiled and timed one by one and need not add up to the step.
 """
 
 import argparse
@@ -128,7 +128,8 @@ def main() -> None:
     options = parser.parse_args()
     results = measure(options)
     device = jax.devices()[0].device_kind
-    print(f"{options.model}, {2 * options.tiles} views of {options.size}, {options.dtype}, {jax.device_count()} x {device}")
+    views = f"{2 * options.tiles} views of {options.size}"
+    print(f"{options.model}, {views}, {options.dtype}, {jax.device_count()} x {device}")
     for name, value in results.items():
         print(f"{name:48s} {value:9.3f}" if "/" in name else f"{name:48s} {1000 * value:9.1f} ms")
     print(f"{'views per second, warm-up':48s} {2 * options.tiles / results['warm-up step']:9.1f}")

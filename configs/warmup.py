@@ -1,6 +1,8 @@
-"""The first phase alone: instance discrimination (SimCLR), with the presets of `configs/gs.py`.
+"""The first phase alone: instance discrimination (SimCLR).
 
     python main.py --config=configs/warmup.py:folder --config.data.path=FOLDER
+
+The presets are those of `configs/gs.py`.
 """
 
 from ml_collections import ConfigDict

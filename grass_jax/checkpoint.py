@@ -1,8 +1,8 @@
 """Checkpoints: what is kept, what is refused, and how a run resumes.
 
 The rules: a checkpoint is the whole `TrainState` under the number of updates done. The latest few and the end of every
-phase are kept. Only a finite state is saved, so that the newest checkpoint is always one to go on from. Batches and keys
-are functions of the step, so there is nothing else to store.
+phase are kept. Only a finite state is saved, so that the newest checkpoint is always one to go on from. Batches and
+keys are functions of the step, so there is nothing else to store.
 """
 
 import json
@@ -87,7 +87,9 @@ class ResumeError(ValueError):
 FREE_KEYS = ("log.", "checkpoint.", "compilation_cache", "data.workers", "data.path", "data.data_dir")
 
 
-def refuse_other_run(workdir: str | Path, config: dict[str, Any], *, tiles: int, steps_per_epoch: int, done: int) -> None:
+def refuse_other_run(
+    workdir: str | Path, config: dict[str, Any], *, tiles: int, steps_per_epoch: int, done: int
+) -> None:
     """Compares the configuration with the one that the run in this folder began with.
 
     Args:
@@ -98,7 +100,8 @@ def refuse_other_run(workdir: str | Path, config: dict[str, Any], *, tiles: int,
         done: updates in the newest checkpoint.
 
     Raises:
-        ResumeError: a key differs that may not; a phase may only become longer, and only the last one once it has ended.
+        ResumeError: a key differs that may not; a phase may only become longer, and only the last one once it has
+            ended.
     """
     path = Path(workdir) / "config.json"
     if done == 0 or not path.exists():
@@ -117,11 +120,11 @@ def refuse_other_run(workdir: str | Path, config: dict[str, Any], *, tiles: int,
             refused.append(f"{name}.epochs")
     if refused:
         raise ResumeError(
-            f"{workdir} holds a run of {done} steps with another configuration ({', '.join(refused)}): give the old values "
-            f"(they are in {path}) or another --workdir."
+            f"{workdir} holds a run of {done} steps with another configuration ({', '.join(refused)}): give the old "
+            f"values (they are in {path}) or another --workdir."
         )
     if begun["tiles"] != tiles:
         raise ResumeError(
-            f"{workdir} holds a run on {begun['tiles']} tiles and the data now has {tiles}: restore the data or give another "
-            "--workdir."
+            f"{workdir} holds a run on {begun['tiles']} tiles and the data now has {tiles}: restore the data or give "
+            "another --workdir."
         )

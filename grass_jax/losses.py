@@ -48,9 +48,9 @@ def collapse_signals(embeddings: jax.Array) -> dict[str, jax.Array]:
         embeddings: unnormalised, (b, 2, e).
 
     Returns:
-        `embedding_std`: standard deviation over views of the unit-length embeddings, averaged over the e channels (about
-        1/sqrt(e) when they fill the sphere, 0 when they are all equal); `mean_cosine`: mean cosine between views of
-        different tiles (towards 1 on collapse).
+        `embedding_std`: standard deviation over views of the unit-length embeddings, averaged over the e channels
+        (about 1/sqrt(e) when they fill the sphere, 0 when they are all equal); `mean_cosine`: mean cosine between views
+        of different tiles (towards 1 on collapse).
     """
     z = normalised(jax.lax.stop_gradient(embeddings))
     b = z.shape[0]

@@ -35,11 +35,12 @@ def larc(
     trust_coefficient: float = 1e-3,
     eps: float = 1e-8,
 ) -> optax.GradientTransformation:
-    """SGD with momentum under layer-wise adaptive rate control (LARS, arXiv 1708.03888, as NVIDIA Apex's LARC without clipping).
+    """SGD with momentum under layer-wise adaptive rate control (LARS, arXiv 1708.03888, as NVIDIA Apex's LARC without
+    clipping).
 
-    Per tensor p with gradient g, in Frobenius norms: g <- (g + wd p) trust |p| / (|g| + wd |p| + eps) when both norms are
-    above zero, else g stays as it is, without decay (so a batch-norm bias, which starts at zero, takes a plain SGD step
-    first). Then buf <- momentum buf + g and p <- p - learning_rate buf.
+    Per tensor p with gradient g, in Frobenius norms: g <- (g + wd p) trust |p| / (|g| + wd |p| + eps) when both norms
+    are above zero, else g stays as it is, without decay (so a batch-norm bias, which starts at zero, takes a plain SGD
+    step first). Then buf <- momentum buf + g and p <- p - learning_rate buf.
 
     Args:
         learning_rate: a number or an optax schedule.
@@ -54,7 +55,7 @@ def larc(
         The transformation; its update needs the parameters.
     """
 
-    def control(updates: Any, state: optax.EmptyState, params: Any = None) -> tuple[Any, optax.EmptyState]:
+    def control(updates: Any, params: Any) -> Any:
         if params is None:
             raise ValueError("larc scales by the parameters' norms: pass params to update().")
         mask = decay_mask(params) if callable(decay_mask) else decay_mask
@@ -67,10 +68,10 @@ def larc(
             rate = trust_coefficient * p_norm / (g_norm + decay * p_norm + eps)
             return jnp.where((p_norm > 0) & (g_norm > 0), (g + decay * p) * rate, g)
 
-        return jax.tree.map(scaled, updates, params, mask), state
+        return jax.tree.map(scaled, updates, params, mask)
 
     return optax.chain(
-        optax.GradientTransformation(lambda _: optax.EmptyState(), control),
+        optax.stateless(control),
         optax.trace(decay=momentum),
         optax.scale_by_learning_rate(learning_rate),
     )
@@ -99,10 +100,11 @@ def warmup_cosine(total_steps: int, *, peak: float, warmup: float = 0.1, final: 
 
 
 def original_schedule(total_steps: int) -> optax.Schedule:
-    """The original's learning rate: linear warm-up, then a cosine with two restarts whose peaks lie on a cosine of their own.
+    """The original's learning rate: linear warm-up, then a cosine with two restarts whose peaks lie on a cosine of
+    their own.
 
-    From the released GraSS configuration: 0.6 to 4.8 over the first tenth, where it jumps to 3.597, falls to 0.0048 by 40 %,
-    and rises and falls again (to 1.195 at 70 %) until the end.
+    From the released GraSS configuration: 0.6 to 4.8 over the first tenth, where it jumps to 3.597, falls to 0.0048 by
+    40 %, and rises and falls again (to 1.195 at 70 %) until the end.
 
     Args:
         total_steps: length in steps.

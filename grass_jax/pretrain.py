@@ -1,6 +1,5 @@
 """The pretraining task: from a config to phases of compiled steps on real batches, with pictures at the end of each."""
 
-import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -9,22 +8,17 @@ from typing import Any
 
 import jax
 import numpy as np
-import optax
 from absl import logging
-from jax.sharding import Mesh
 
 from grass_jax import sharding, steps
 from grass_jax.augment import Augmentation, denormalise, two_views
+from grass_jax.build import build_method, build_optimizer, build_schedule
 from grass_jax.checkpoint import Checkpoints, refuse_other_run
 from grass_jax.config import ConfigError, check
 from grass_jax.data.loader import batches
 from grass_jax.data.source import TileSource, open_tiles
 from grass_jax.methods import Method
-from grass_jax.methods.simclr import simclr
-from grass_jax.models import build_encoder
-from grass_jax.models.heads import ProjectionHead
 from grass_jax.models.original_init import original_init
-from grass_jax.optim import decay_mask, larc, original_schedule, warmup_cosine
 from grass_jax.report import figures
 from grass_jax.report.environment import environment
 from grass_jax.report.log import read_metrics, write_json
@@ -64,7 +58,9 @@ def run(config: Any, workdir: str | Path) -> dict[str, Any] | None:
         plain = config.to_dict()
         refuse_other_run(workdir, plain, tiles=len(source), steps_per_epoch=steps_per_epoch, done=done)
         if done >= ends[-1]:
-            logging.info("%s: this run has ended after %d steps; more epochs or another --workdir go on.", workdir, done)
+            logging.info(
+                "%s: this run has ended after %d steps; more epochs or another --workdir go on.", workdir, done
+            )
             return None
         if first:
             write_json(workdir / "config.json", {"config": plain, "tiles": len(source), "environment": environment()})
@@ -134,50 +130,7 @@ def fitting_batch_size(batch_size: int, *, tiles: int, devices: int) -> int:
     return cut
 
 
-def build_method(config: Any) -> Method:
-    """Makes encoder, head and loss of a config."""
-    encoder = build_encoder(**config.model)
-    return simclr(encoder, ProjectionHead(**config.head, dtype=encoder.dtype), temperature=config.temperature)
-
-
-def build_schedule(config: Any, ends: list[int]) -> optax.Schedule:
-    """Makes the learning-rate schedule over all phases, or one per phase; `ends` are the phases' last steps."""
-
-    def one(length: int) -> optax.Schedule:
-        if config.schedule.name == "original":
-            return original_schedule(length)
-        return warmup_cosine(
-            length, peak=config.schedule.peak, warmup=config.schedule.warmup, final=config.schedule.final
-        )
-
-    if not config.schedule.restart:
-        return one(ends[-1])
-    return optax.join_schedules([one(int(length)) for length in np.diff([0, *ends])], ends[:-1])
-
-
-def build_optimizer(config: Any, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """Makes the optimiser of a config; all of them spare batch norm from weight decay."""
-    options = config.optimizer
-    mask = partial(decay_mask, decay_bias=options.decay_bias)
-    if options.name == "larc":
-        return larc(
-            schedule,
-            momentum=options.momentum,
-            weight_decay=options.weight_decay,
-            decay_mask=mask,
-            trust_coefficient=options.trust_coefficient,
-            eps=options.eps,
-        )
-    if options.name == "adamw":
-        return optax.adamw(schedule, b1=options.momentum, weight_decay=options.weight_decay, mask=mask)
-    return optax.chain(
-        optax.add_decayed_weights(options.weight_decay, mask=mask), optax.sgd(schedule, momentum=options.momentum)
-    )
-
-
-def pretraining_task(
-    config: Any, source: TileSource, *, batch_size: int, ends: list[int], workdir: Path
-) -> Task:
+def pretraining_task(config: Any, source: TileSource, *, batch_size: int, ends: list[int], workdir: Path) -> Task:
     """Puts together what the loop runs.
 
     Args:

@@ -1,6 +1,7 @@
 """Devices and hosts: the only file that knows of them."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -9,7 +10,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 AXIS = "data"
 
 
-def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh of one axis, `data`, over the given devices or all devices of all processes."""
     devices = jax.devices() if devices is None else devices
     # Auto axes: under the Explicit default of jax.make_mesh gathers need their output sharding spelled out

@@ -83,7 +83,7 @@ class Encoder(NamedTuple):
     std: tuple[float, ...]
 
     def __call__(self, images: jax.typing.ArrayLike) -> jax.Array:
-        """Encodes images (n, s, s, c), uint8 or float in [0, 1], to features (n, h, w, d) with the running statistics."""
+        """Encodes images (n, s, s, c), uint8 or float in [0, 1], to features (n, h, w, d)."""
         images = jnp.asarray(images)
         if images.dtype == jnp.uint8:
             images = images.astype(jnp.float32) / 255

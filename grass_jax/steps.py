@@ -31,8 +31,8 @@ class GuidanceSettings:
 
     Attributes:
         threshold: height above which a map pixel belongs to a region, as a share of the map's range.
-        sign: what a map without a positive value gives: `fallback`, the whole view; `flip`, the original's division by the
-            maximum, which turns the map upside down and selects its most negative region.
+        sign: what a map without a positive value gives: `fallback`, the whole view; `flip`, the original's division by
+            the maximum, which turns the map upside down and selects its most negative region.
     """
 
     threshold: float = 0.5
@@ -157,7 +157,7 @@ def gs_step(
     method: Method,
     optimizer: optax.GradientTransformation,
     augment: Augment,
-    hp: GuidanceSettings = GuidanceSettings(),  # noqa: B008 - frozen
+    hp: GuidanceSettings = GuidanceSettings(),
     local: Callable = lambda f: f,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """The step of GS training: views are cropped to their salient boxes, and the guided views train (arXiv 2306.15868).
@@ -174,8 +174,8 @@ def gs_step(
 
     Returns:
         The state after the step, and scalar metrics: those of `update`, and `loss_before` (on the uncropped views),
-        `box_area` (mean, as a share of the view), `whole_boxes` (share of views whose box is naturally the whole view) and
-        `fallback` (share of views that stayed whole because of their map's sign).
+        `box_area` (mean, as a share of the view), `whole_boxes` (share of views whose box is naturally the whole view)
+        and `fallback` (share of views that stayed whole because of their map's sign).
     """
     views = augment(key, batch)
     guidance, stats = guide(state, views, method=method, hp=hp, local=local)

@@ -1,6 +1,6 @@
 """GS steps on however many devices and processes it is started with; test_sharding.py compares what the jobs write.
 
-    python tests/distributed_job.py OUT.npz [COORDINATOR PROCESSES PROCESS]
+python tests/distributed_job.py OUT.npz [COORDINATOR PROCESSES PROCESS]
 """
 
 import sys
@@ -48,9 +48,7 @@ def job(x64: bool, count: int) -> dict[str, np.ndarray]:
     @partial(jax.jit, in_shardings=(replicated(mesh), split_by_tile(mesh)), out_shardings=replicated(mesh))
     def look(state, batch):
         views = augment(keys[0], batch)
-        guidance, _ = guide(
-            state, views, method=method, hp=GuidanceSettings(), local=each_device_alone(mesh)
-        )
+        guidance, _ = guide(state, views, method=method, hp=GuidanceSettings(), local=each_device_alone(mesh))
         return guidance.maps, guidance.boxes
 
     maps, boxes = look(state, batches[0])

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from grass_jax import pretrain
+from grass_jax.build import build_schedule
 from grass_jax.checkpoint import ResumeError
 from grass_jax.config import ConfigError
 from grass_jax.report.log import read_metrics
@@ -30,11 +31,11 @@ def arrays(workdir: Path) -> list[np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def one_device(request):
+def one_device():
     """The job on a single device: it is the arithmetic of one machine that must repeat bit for bit."""
-    patch = pytest.MonkeyPatch()
-    request.addfinalizer(patch.undo)
-    patch.setattr(pretrain.sharding, "make_mesh", lambda: make_mesh(jax.devices()[:1]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pretrain.sharding, "make_mesh", lambda: make_mesh(jax.devices()[:1]))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -86,9 +87,10 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(finished, tiny, tmp_path,
 
         return watch
 
-    with monkeypatch.context() as patch, pytest.raises(Killed):
+    with monkeypatch.context() as patch:
         patch.setattr(pretrain, "fallback_watch", kill)
-        pretrain.run(tiny(), tmp_path)
+        with pytest.raises(Killed):
+            pretrain.run(tiny(), tmp_path)
     with (tmp_path / "metrics.jsonl").open("a") as log:
         log.write('{"step": 99, "torn')
     pretrain.run(tiny(), tmp_path)
@@ -127,10 +129,10 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_state(t
 
 
 def test_one_schedule_per_phase_starts_again(tiny):
-    schedule = pretrain.build_schedule(tiny(**{"schedule.restart": True, "schedule.warmup": 0.0}), [6, 12])
+    schedule = build_schedule(tiny(**{"schedule.restart": True, "schedule.warmup": 0.0}), [6, 12])
     assert float(schedule(6)) == float(schedule(0)) == pytest.approx(1e-3)
     assert float(schedule(5)) < 2e-4
-    whole = pretrain.build_schedule(tiny(**{"schedule.warmup": 0.0}), [6, 12])
+    whole = build_schedule(tiny(**{"schedule.warmup": 0.0}), [6, 12])
     assert float(whole(6)) == pytest.approx(0.5e-3, rel=1e-2)
 
 

@@ -83,7 +83,9 @@ def test_a_step_on_eight_devices_moves_embeddings_and_gradients_and_no_images():
     state = jax.eval_shape(lambda: create_state(jax.random.key(0), method, optimizer, size=size))
     batch = {"image": jax.ShapeDtypeStruct((tiles, 72, 72, 3), jnp.uint8)}
     text = step.lower(state, batch, jax.eval_shape(lambda: jax.random.key(0))).compile().as_text()
-    moved = [(kind, shape) for shapes, kind in COLLECTIVE.findall(text) for shape in re.findall(r"\[([\d,]*)\]", shapes)]
+    moved = [
+        (kind, shape) for shapes, kind in COLLECTIVE.findall(text) for shape in re.findall(r"\[([\d,]*)\]", shapes)
+    ]
     assert moved
     largest_parameter = max(leaf.size for leaf in jax.tree.leaves(state.params))
     for kind, shape in moved:

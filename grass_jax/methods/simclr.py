@@ -4,6 +4,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from grass_jax.losses import collapse_signals, info_nce
 from grass_jax.methods import Method
@@ -35,8 +36,8 @@ def simclr(encoder: nn.Module, head: nn.Module, *, temperature: float) -> Method
         return features.reshape(*views.shape[:2], *features.shape[1:]), {**stats, "encoder": updated["batch_stats"]}
 
     def loss(params: Any, stats: Any, features: jax.Array, targets: Any) -> tuple[jax.Array, tuple[Any, dict]]:
-        pooled = features.mean((-3, -2), dtype=jax.numpy.promote_types(features.dtype, "float32"))
-        embeddings = head.apply({"params": params["head"]}, pooled)
+        pooled = features.mean((-3, -2), dtype=jnp.promote_types(features.dtype, jnp.float32))
+        embeddings: jax.Array = head.apply({"params": params["head"]}, pooled)  # pyright: ignore[reportAssignmentType]
         return info_nce(embeddings, temperature=temperature), (stats, collapse_signals(embeddings))
 
     return Method(

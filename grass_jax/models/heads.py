@@ -28,7 +28,9 @@ class ProjectionHead(nn.Module):
     @nn.compact
     def __call__(self, pooled: jax.Array) -> jax.Array:
         """Maps average-pooled features (..., d) to unnormalised embeddings (..., e), in at least float32."""
-        x = nn.Dense(self.hidden or pooled.shape[-1], dtype=self.dtype, kernel_init=kaiming_fan_in, name="dense1")(pooled)
+        x = nn.Dense(self.hidden or pooled.shape[-1], dtype=self.dtype, kernel_init=kaiming_fan_in, name="dense1")(
+            pooled
+        )
         if self.relu:
             x = nn.relu(x)
         x = nn.Dense(self.embedding, dtype=self.dtype, name="dense2")(x)

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 def original_init(key: jax.Array, params: Any) -> Any:
     """Draws kernels and dense biases from U(-1/sqrt(fan_in), 1/sqrt(fan_in)), PyTorch's default, and leaves batch norm.
 
-    The original GraSS code builds both layers of the head under one seed, so that the second layer's kernel repeats the first
-    one's first outputs, and its bias the weights of the output that follows. That is reproduced where the shapes allow it.
+    The original GraSS code builds both layers of the head under one seed, so that the second layer's kernel repeats the
+    first one's first outputs, and its bias the weights of the output that follows. That is reproduced where the shapes
+    allow it.
 
     Args:
         key: of the draw.
@@ -31,7 +32,9 @@ def original_init(key: jax.Array, params: Any) -> Any:
         else:
             drawn.append(leaf)
             continue
-        drawn.append(jax.random.uniform(leaf_key, leaf.shape, leaf.dtype, -1.0, 1.0) / jnp.sqrt(fan_in).astype(leaf.dtype))
+        drawn.append(
+            jax.random.uniform(leaf_key, leaf.shape, leaf.dtype, -1.0, 1.0) / jnp.sqrt(fan_in).astype(leaf.dtype)
+        )
     params = jax.tree_util.tree_unflatten(structure, drawn)
 
     first, second = params["head"]["dense1"], params["head"]["dense2"]

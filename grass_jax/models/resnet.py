@@ -1,8 +1,8 @@
 """ResNet as torchvision builds it, in Flax Linen, NHWC, with torchvision's names, so that weights move both ways.
 
-Stride in the 3x3 convolution (v1.5), explicit padding (a stride-2 `SAME` pads elsewhere), batch norm with momentum 0.1 in
-torch's sense and epsilon 1e-5. One difference shows in the numbers: Flax keeps the biased running variance, torch the
-unbiased one.
+Stride in the 3x3 convolution (v1.5), explicit padding (a stride-2 `SAME` pads elsewhere), batch norm with momentum 0.1
+in torch's sense and epsilon 1e-5. One difference shows in the numbers: Flax keeps the biased running variance, torch
+the unbiased one.
 """
 
 from collections.abc import Callable
@@ -12,6 +12,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.linen.dtypes import promote_dtype
 
 # torchvision's own initialiser: Kaiming normal, fan out, gain of ReLU
 kaiming_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -20,8 +21,8 @@ kaiming_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 class Conv(nn.Module):
     """A convolution without bias, padded by `dilation * (kernel // 2)` on every side as torchvision pads.
 
-    A 1x1 convolution is written as a matrix product: XLA on CPU takes several times longer for the weight gradient of the
-    convolution, and on accelerators the two compile to the same thing.
+    A 1x1 convolution is written as a matrix product: XLA on CPU takes several times longer for the weight gradient of
+    the convolution, and on accelerators the two compile to the same thing.
     """
 
     channels: int
@@ -34,7 +35,7 @@ class Conv(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Convolves (n, h, w, c) to (n, ceil(h / stride), ceil(w / stride), channels)."""
         kernel = self.param("kernel", kaiming_fan_out, (self.kernel, self.kernel, x.shape[-1], self.channels))
-        x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
+        x, kernel = promote_dtype(x, kernel, dtype=self.dtype)
         if self.kernel == 1:
             return jnp.einsum("nhwc,cd->nhwd", x[:, :: self.stride, :: self.stride], kernel[0, 0])
         pad = self.dilation * (self.kernel // 2)
@@ -140,7 +141,7 @@ class ResNet(nn.Module):
         conv = partial(Conv, dtype=self.dtype)
         norm = partial(nn.BatchNorm, use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=self.dtype)
         x = nn.relu(norm(name="bn1")(conv(self.width, 7, 2, name="conv1")(x)))
-        x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))  # pyright: ignore[reportArgumentType]
         stride, dilation = 4, 1
         for stage, count in enumerate(self.blocks):
             for index in range(count):

@@ -8,7 +8,8 @@ def loss_attention_map(features: jax.Array, gradients: jax.Array, *, normalise: 
     """Averages over channels the features weighted by the spatially averaged gradient of the loss.
 
     A(i, j) = 1/d sum_c F(i, j, c) g(c) with g = mean over (i, j) of dL/dF: Grad-CAM's weights with a mean over channels
-    and no ReLU, as the original computes it. The map has both signs: positive where more of the feature raises the loss.
+    and no ReLU, as the original computes it. The map has both signs: positive where more of the feature raises the
+    loss.
 
     Args:
         features: the encoder's last feature map, (n, h, w, d); more leading axes are allowed.
@@ -23,7 +24,9 @@ def loss_attention_map(features: jax.Array, gradients: jax.Array, *, normalise: 
         ValueError: the shapes of features and gradients do not belong together.
     """
     if gradients.shape not in (features.shape, features.shape[:-3] + features.shape[-1:]):
-        raise ValueError(f"gradients of shape {gradients.shape} fit neither features {features.shape} nor their pooling.")
+        raise ValueError(
+            f"gradients of shape {gradients.shape} fit neither features {features.shape} nor their pooling."
+        )
     dtype = jnp.promote_types(features.dtype, jnp.float32)
     weights = gradients.astype(dtype)
     if gradients.ndim == features.ndim:

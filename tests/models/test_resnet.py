@@ -41,7 +41,9 @@ def plain_resnet(params, stats, x, *, blocks, bottleneck, output_stride, train):
     x = relu(normalise(convolve(x, params["conv1"]["kernel"], 2), params["bn1"], stats["bn1"], train))
     padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-np.inf)
     size = (x.shape[1] + 1) // 2
-    x = np.max([padded[:, i : i + 2 * size : 2, j : j + 2 * size : 2][:, :size, :size] for i in range(3) for j in range(3)], 0)
+    x = np.max(
+        [padded[:, i : i + 2 * size : 2, j : j + 2 * size : 2][:, :size, :size] for i in range(3) for j in range(3)], 0
+    )
     dilation, stride_so_far = 1, 4
     for stage, count in enumerate(blocks):
         previous, stride = dilation, 1 if stage == 0 else 2
@@ -51,7 +53,9 @@ def plain_resnet(params, stats, x, *, blocks, bottleneck, output_stride, train):
         for block in range(count):
             p, s = params[f"layer{stage + 1}_{block}"], stats[f"layer{stage + 1}_{block}"]
             here, spread = (stride, previous) if block == 0 else (1, dilation)
-            plan = [(1, 1), (here, spread), (1, 1)] if bottleneck else [(here, spread), (1, dilation if block else spread)]
+            plan = (
+                [(1, 1), (here, spread), (1, 1)] if bottleneck else [(here, spread), (1, dilation if block else spread)]
+            )
             y = x
             for i, (step, gap) in enumerate(plan, 1):
                 y = convolve(y, p[f"conv{i}"]["kernel"], step, gap)
@@ -147,7 +151,10 @@ def test_head_is_two_dense_layers():
 
 def test_original_init_draws_torchs_default_and_repeats_the_head():
     params = {
-        "encoder": {"conv1": {"kernel": jnp.zeros((3, 3, 20, 30))}, "bn1": {"scale": jnp.ones(30), "bias": jnp.zeros(30)}},
+        "encoder": {
+            "conv1": {"kernel": jnp.zeros((3, 3, 20, 30))},
+            "bn1": {"scale": jnp.ones(30), "bias": jnp.zeros(30)},
+        },
         "head": {
             "dense1": {"kernel": jnp.zeros((40, 40)), "bias": jnp.zeros(40)},
             "dense2": {"kernel": jnp.zeros((40, 8)), "bias": jnp.zeros(8)},

@@ -16,7 +16,9 @@ CASES = ["lam_v8_c64_h7", "lam_v16_c128_h4_t01", "lam_v8_c64_h8_relu"]
 def test_maps_are_the_originals(vectors, case, averaged):
     z = vectors(case)
     features = jnp.asarray(z["features"].transpose(0, 2, 3, 1))
-    gradients = z["grad_pooled"] / np.prod(features.shape[1:3]) if averaged else z["grad_features"].transpose(0, 2, 3, 1)
+    gradients = (
+        z["grad_pooled"] / np.prod(features.shape[1:3]) if averaged else z["grad_features"].transpose(0, 2, 3, 1)
+    )
     raw = loss_attention_map(features, jnp.asarray(gradients))
     assert np.abs(raw - z["lam_raw"]).max() <= 1e-5 * np.abs(z["lam_raw"]).max()
     norm = loss_attention_map(features, jnp.asarray(gradients), normalise=True)

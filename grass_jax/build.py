@@ -1,0 +1,54 @@
+"""From the sections of a config to encoder, loss, schedule and optimiser."""
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+import optax
+
+from grass_jax.methods import Method
+from grass_jax.methods.simclr import simclr
+from grass_jax.models import build_encoder
+from grass_jax.models.heads import ProjectionHead
+from grass_jax.optim import decay_mask, larc, original_schedule, warmup_cosine
+
+
+def build_method(config: Any) -> Method:
+    """Makes encoder, head and loss of a config."""
+    encoder = build_encoder(**config.model)
+    return simclr(encoder, ProjectionHead(**config.head, dtype=encoder.dtype), temperature=config.temperature)
+
+
+def build_schedule(config: Any, ends: list[int]) -> optax.Schedule:
+    """Makes the learning-rate schedule over all phases, or one per phase; `ends` are the phases' last steps."""
+
+    def one(length: int) -> optax.Schedule:
+        if config.schedule.name == "original":
+            return original_schedule(length)
+        return warmup_cosine(
+            length, peak=config.schedule.peak, warmup=config.schedule.warmup, final=config.schedule.final
+        )
+
+    if not config.schedule.restart:
+        return one(ends[-1])
+    return optax.join_schedules([one(int(length)) for length in np.diff([0, *ends])], ends[:-1])
+
+
+def build_optimizer(config: Any, schedule: optax.Schedule) -> optax.GradientTransformation:
+    """Makes the optimiser of a config; all of them spare batch norm from weight decay."""
+    options = config.optimizer
+    mask = partial(decay_mask, decay_bias=options.decay_bias)
+    if options.name == "larc":
+        return larc(
+            schedule,
+            momentum=options.momentum,
+            weight_decay=options.weight_decay,
+            decay_mask=mask,
+            trust_coefficient=options.trust_coefficient,
+            eps=options.eps,
+        )
+    if options.name == "adamw":
+        return optax.adamw(schedule, b1=options.momentum, weight_decay=options.weight_decay, mask=mask)
+    return optax.chain(
+        optax.add_decayed_weights(options.weight_decay, mask=mask), optax.sgd(schedule, momentum=options.momentum)
+    )
