@@ -13,10 +13,7 @@ from grass_jax.checkpoint import ResumeError
 from grass_jax.config import ConfigError
 from grass_jax.train import DivergedError
 
-try:
-    CONFIG = config_flags.DEFINE_config_file("config", "configs/gs.py", "Config file, with a preset after a colon.")
-except AttributeError as error:  # raised here, before the flags are parsed, for a key that the config does not have
-    sys.exit("grass_jax: the config has no key " + str(error.args[0].args[0]).replace("\n", ". "))
+CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with a preset after a colon (configs/gs.py).")
 WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run; runs/<config>_<preset> when empty.")
 COORDINATOR = flags.DEFINE_string("coordinator", "", "host:port of process 0, for processes started by hand.")
 PROCESSES = flags.DEFINE_integer("processes", 1, "Number of processes started by hand.")
@@ -28,7 +25,10 @@ def main(_: list[str]) -> None:
     config = CONFIG.value
     workdir = Path(WORKDIR.value or f"runs/{config.name}_{config.preset}")
     plain_log()
-    sharding.initialize(COORDINATOR.value, PROCESSES.value, PROCESS.value)
+    try:
+        sharding.initialize(COORDINATOR.value, PROCESSES.value, PROCESS.value)
+    except ValueError as error:
+        sys.exit(f"grass_jax: {error}")
     if config.get("compilation_cache"):
         jax.config.update("jax_compilation_cache_dir", str(Path(config.compilation_cache).expanduser()))
     try:
@@ -43,15 +43,20 @@ def plain_log() -> None:
     """Shows this project's messages as they are, and of the libraries only warnings (Orbax is verbose)."""
     logging.set_verbosity(logging.INFO)
     handler = logging.get_absl_handler().python_handler
-    handler.addFilter(lambda record: record.levelno >= WARNING or "grass_jax" in Path(record.pathname).parts)
+    package = Path(pretrain.__file__).parent
+    handler.addFilter(lambda record: record.levelno >= WARNING or Path(record.pathname).is_relative_to(package))
     handler.setFormatter(Formatter("%(message)s"))
 
 
 def parse(arguments: list[str]) -> list[str]:
-    """Parses the flags; a config file, preset or value that cannot be read is one line and no traceback."""
+    """Parses the flags; a config file, preset, key or value that does not exist is one line and no traceback."""
+    if not any(argument.split("=")[0].lstrip("-") == "config" for argument in arguments[1:]):
+        arguments = [arguments[0], "--config=configs/gs.py", *arguments[1:]]
     try:
         rest = flags.FLAGS(arguments)
         _ = CONFIG.value.name  # a file that could not be loaded shows when it is used
+    except AttributeError as error:  # its argument is a KeyError with the message
+        sys.exit("grass_jax: the config has no key " + str(error.args[0].args[0]).replace("\n", ". "))
     except (flags.Error, OSError) as error:
         sys.exit(f"grass_jax: {str(error).strip().splitlines()[-1].strip()}")
     if len(rest) > 1:

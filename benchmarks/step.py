@@ -23,8 +23,7 @@ from grass_jax.methods.simclr import simclr
 from grass_jax.models import ENCODERS, build_encoder
 from grass_jax.models.heads import ProjectionHead
 from grass_jax.optim import decay_mask, larc
-from grass_jax.sampling.crop import crop_boxes
-from grass_jax.sampling.regions import salient_boxes
+from grass_jax.sampling import crop_boxes, salient_boxes
 from grass_jax.sharding import each_device_alone, global_batch, make_mesh, replicated
 from grass_jax.state import create_state
 from grass_jax.steps import GuidanceSettings, compile_step, gs_step, guide, update, warmup_step

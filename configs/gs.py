@@ -67,15 +67,15 @@ def full_size() -> ConfigDict:
             # a map without a positive value: the whole view. The original's division turns such a map upside down
             "guidance": {"threshold": 0.5, "sign": "fallback"},
             "optimizer": {
-                "name": "larc",
+                "name": "larc",  # or sgd, adamw (momentum is its b1)
                 "momentum": 0.9,
                 "weight_decay": 1e-6,
                 "decay_bias": True,
-                "trust_coefficient": 1e-3,
-                "eps": 1e-8,
+                "trust_coefficient": 1e-3,  # of larc
+                "eps": 1e-8,  # of larc and adamw
             },
             "schedule": {
-                "name": "cosine",
+                "name": "cosine",  # or original, which has its own peaks and reads none of the three below
                 "peak": 1.2,  # 0.075 sqrt(256), SimCLR's rule for small batches (appendix B.1)
                 "warmup": 0.05,
                 "final": 0.001,

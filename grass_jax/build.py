@@ -48,7 +48,7 @@ def build_optimizer(config: Any, schedule: optax.Schedule) -> optax.GradientTran
             eps=options.eps,
         )
     if options.name == "adamw":
-        return optax.adamw(schedule, b1=options.momentum, weight_decay=options.weight_decay, mask=mask)
+        return optax.adamw(schedule, b1=options.momentum, eps=options.eps, weight_decay=options.weight_decay, mask=mask)
     return optax.chain(
         optax.add_decayed_weights(options.weight_decay, mask=mask), optax.sgd(schedule, momentum=options.momentum)
     )

@@ -44,8 +44,7 @@ class Checkpoints:
 
     def save(self, step: int, state: Any) -> None:
         """Saves the state after `step` updates; returns when it has been copied, before it has been written."""
-        if step != self.latest:
-            self._manager.save(step, args=ocp.args.StandardSave(state))
+        self._manager.save(step, args=ocp.args.StandardSave(state))
 
     def restore(self, state: Any, sharding: Sharding) -> Any:
         """Reads the newest checkpoint.
@@ -84,18 +83,18 @@ class ResumeError(ValueError):
 
 
 # may differ between the sessions of one run: what does not enter the numbers
-FREE_KEYS = ("log.", "checkpoint.", "compilation_cache", "data.workers", "data.path", "data.data_dir")
+FREE_KEYS = ("name", "preset", "log.", "checkpoint.", "compilation_cache", "data.workers", "data.path", "data.data_dir")
 
 
 def refuse_other_run(
-    workdir: str | Path, config: dict[str, Any], *, tiles: int, steps_per_epoch: int, done: int
+    workdir: str | Path, config: dict[str, Any], data: dict[str, Any], *, steps_per_epoch: int, done: int
 ) -> None:
     """Compares the configuration with the one that the run in this folder began with.
 
     Args:
-        workdir: folder of the run; without a `config.json`, or without a checkpoint (`done` of 0), everything goes.
+        workdir: folder of the run; without a checkpoint (`done` of 0) everything goes.
         config: the resolved configuration, as nested dicts.
-        tiles: tiles in the training data.
+        data: what else the numbers depend on: tiles, batch size after cutting, a digest of where the tiles come from.
         steps_per_epoch: full batches in them.
         done: updates in the newest checkpoint.
 
@@ -104,8 +103,10 @@ def refuse_other_run(
             ended.
     """
     path = Path(workdir) / "config.json"
-    if done == 0 or not path.exists():
+    if done == 0:
         return
+    if not path.exists():
+        raise ResumeError(f"{workdir} has checkpoints but no config.json to compare with: give another --workdir.")
     begun = json.loads(path.read_text())
     refused, end = [], 0
     old_phases = begun["config"]["phases"]
@@ -123,8 +124,9 @@ def refuse_other_run(
             f"{workdir} holds a run of {done} steps with another configuration ({', '.join(refused)}): give the old "
             f"values (they are in {path}) or another --workdir."
         )
-    if begun["tiles"] != tiles:
+    if differing(begun["data"], data):
         raise ResumeError(
-            f"{workdir} holds a run on {begun['tiles']} tiles and the data now has {tiles}: restore the data or give "
+            f"{workdir} holds a run on {begun['data']['tiles']} tiles in batches of {begun['data']['batch_size']}, now "
+            f"there are {data['tiles']} in batches of {data['batch_size']}, or other tiles: restore the data or give "
             "another --workdir."
         )

@@ -7,6 +7,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from grass_jax.augment.views import RULES as AUGMENTATION_RULES
+
 
 class ConfigError(ValueError):
     """A configuration that cannot be run; the message names the key."""
@@ -27,10 +29,6 @@ def _is_number(value: Any) -> bool:
     return _is_whole(value) or (isinstance(value, float) and math.isfinite(value))
 
 
-def _are_numbers(value: Any, count: int) -> bool:
-    return isinstance(value, tuple | list) and len(value) == count and all(map(_is_number, value))
-
-
 def whole(least: int, note: str = "") -> Rule:
     """An integer of at least `least`; `note` says what a special value means."""
     return Rule(f"a whole number of at least {least}{note}", lambda v: _is_whole(v) and v >= least)
@@ -47,15 +45,8 @@ def one_of(*choices: str | int) -> Rule:
     return Rule(words, lambda v: type(v) is type(choices[0]) and v in choices)
 
 
-def pair(most: float = math.inf) -> Rule:
-    """The two ends of a range of positive numbers."""
-    words = "two positive numbers (low, high) with low <= high" + ("" if most == math.inf else f" <= {most:g}")
-    return Rule(words, lambda v: _are_numbers(v, 2) and 0 < v[0] <= v[1] <= most)
-
-
 TEXT = Rule("text", lambda v: isinstance(v, str))
 YES_OR_NO = Rule("True or False", lambda v: isinstance(v, bool))
-PROBABILITY = number("from 0 to 1", lambda v: 0 <= v <= 1)
 POSITIVE = number("above 0", lambda v: v > 0)
 NOT_NEGATIVE = number("of at least 0", lambda v: v >= 0)
 BELOW_ONE = number("of at least 0 and below 1", lambda v: 0 <= v < 1)
@@ -67,25 +58,13 @@ RULES: dict[str, Rule] = {
     "batch_size": whole(2),
     "data.name": one_of("sample", "image_folder"),
     "data.path": TEXT,
-    "data.split": TEXT,
+    "data.split": one_of("train", "val"),
     "data.tile_size": whole(32),
     "data.stride": whole(0, " (0: the tile size)"),
     "data.data_dir": TEXT,
     "data.workers": whole(0),
+    **{f"augment.{name}": Rule(*rule) for name, rule in AUGMENTATION_RULES.items()},
     "augment.size": whole(32),
-    "augment.area": pair(most=1),
-    "augment.aspect": pair(),
-    "augment.flip": PROBABILITY,
-    "augment.jitter": PROBABILITY,
-    "augment.greyscale": PROBABILITY,
-    "augment.blur": PROBABILITY,
-    "augment.brightness": NOT_NEGATIVE,
-    "augment.contrast": NOT_NEGATIVE,
-    "augment.saturation": NOT_NEGATIVE,
-    "augment.hue": number("from 0 to 0.5", lambda v: 0 <= v <= 0.5),
-    "augment.blur_sigma": pair(),
-    "augment.mean": Rule("three numbers", lambda v: _are_numbers(v, 3)),
-    "augment.std": Rule("three numbers above 0", lambda v: _are_numbers(v, 3) and min(v) > 0),
     "model.name": one_of("resnet18", "resnet34", "resnet50", "resnet101"),
     "model.width": Rule("a multiple of 4 of at least 4", lambda v: _is_whole(v) and v >= 4 and v % 4 == 0),
     "model.output_stride": one_of(8, 16, 32),
@@ -208,7 +187,14 @@ def _guess(key: str, known: Iterable[str]) -> str:
 
 def _check_together(values: dict[str, Any]) -> None:
     """Checks what no key can be blamed for alone."""
-    if values["data.name"] == "image_folder" and not Path(values["data.path"] or "?").is_dir():
+    if values["data.name"] == "sample" and values["data.path"]:
+        raise ConfigError(
+            "config.data.path is given but config.data.name is 'sample': use --config=configs/gs.py:folder, or leave "
+            "the path out."
+        )
+    if values["data.name"] == "image_folder" and values["data.split"] != "train":
+        raise ConfigError(f"config.data.split of an image_folder must be 'train', not {values['data.split']!r}.")
+    if values["data.name"] == "image_folder" and not Path(values["data.path"] or "?").expanduser().is_dir():
         raise ConfigError(
             "config.data.path must be a folder of images, given with --config.data.path=FOLDER, "
             f"not {values['data.path']!r}."

@@ -78,7 +78,7 @@ def larc(
 
 
 def warmup_cosine(total_steps: int, *, peak: float, warmup: float = 0.1, final: float = 0.0) -> optax.Schedule:
-    """Linear warm-up from 0 to the peak, then one half cosine: the default schedule.
+    """Linear warm-up to the peak, then one half cosine: the default schedule.
 
     Args:
         total_steps: length in steps.
@@ -89,11 +89,11 @@ def warmup_cosine(total_steps: int, *, peak: float, warmup: float = 0.1, final: 
     Returns:
         A function of the step.
     """
+    rising = min(round(warmup * total_steps), total_steps - 1)
     return optax.warmup_cosine_decay_schedule(
-        # the first step already moves: a learning rate of zero would waste it
-        init_value=peak / max(1, round(warmup * total_steps)),
+        init_value=peak / max(1, rising),  # not 0: the first step would be wasted
         peak_value=peak,
-        warmup_steps=round(warmup * total_steps),
+        warmup_steps=rising,
         decay_steps=total_steps,
         end_value=final * peak,
     )

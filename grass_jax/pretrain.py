@@ -15,14 +15,14 @@ from grass_jax.augment import Augmentation, denormalise, two_views
 from grass_jax.build import build_method, build_optimizer, build_schedule
 from grass_jax.checkpoint import Checkpoints, refuse_other_run
 from grass_jax.config import ConfigError, check
-from grass_jax.data.loader import batches
+from grass_jax.data.loader import batches, steps_per_epoch
 from grass_jax.data.source import TileSource, open_tiles
 from grass_jax.methods import Method
 from grass_jax.models.original_init import original_init
 from grass_jax.report import figures
 from grass_jax.report.environment import environment
 from grass_jax.report.log import read_metrics, write_json
-from grass_jax.sampling.crop import crop_boxes
+from grass_jax.sampling import crop_boxes
 from grass_jax.state import TrainState, create_state
 from grass_jax.steps import GuidanceSettings, guide
 from grass_jax.train import DivergedError, Phase, Task, train
@@ -46,51 +46,62 @@ def run(config: Any, workdir: str | Path) -> dict[str, Any] | None:
         DivergedError: a number stopped being finite.
     """
     check(config)
-    began = time.monotonic()
-    workdir, first = Path(workdir), jax.process_index() == 0
+    began, devices = time.monotonic(), jax.device_count()
+    if config.batch_size % devices:
+        raise ConfigError(f"config.batch_size must be a multiple of the {devices} devices, not {config.batch_size}.")
+    workdir, first = Path(workdir).expanduser(), jax.process_index() == 0
     source = open_source(config.data)
     mesh = sharding.make_mesh()
     batch_size = fitting_batch_size(config.batch_size, tiles=len(source), devices=mesh.size)
-    steps_per_epoch = len(source) // batch_size
-    ends = np.cumsum([config[name].epochs * steps_per_epoch for name in config.phases]).tolist()
+    length = steps_per_epoch(source, batch_size)
+    ends = np.cumsum([config[name].epochs * length for name in config.phases]).tolist()
+    data = {"tiles": len(source), "batch_size": batch_size, "tiles_digest": source.digest()}
     with Checkpoints(workdir, keep=config.checkpoint.keep, keep_steps=tuple(ends)) as checkpoints:
         done = checkpoints.latest or 0
         plain = config.to_dict()
-        refuse_other_run(workdir, plain, tiles=len(source), steps_per_epoch=steps_per_epoch, done=done)
+        refuse_other_run(workdir, plain, data, steps_per_epoch=length, done=done)
         if done >= ends[-1]:
             logging.info(
                 "%s: this run has ended after %d steps; more epochs or another --workdir go on.", workdir, done
             )
+            if first and not (workdir / "summary.json").exists():  # killed between the last checkpoint and this
+                finish(workdir, steps=done, tiles=len(source))
             return None
         if first:
-            write_json(workdir / "config.json", {"config": plain, "tiles": len(source), "environment": environment()})
-        task = pretraining_task(config, source, batch_size=batch_size, ends=ends, workdir=workdir)
+            write_json(workdir / "config.json", {"config": plain, "data": data, "environment": environment()})
+        init_key, run_key = jax.random.split(jax.random.key(config.seed))
+        task = pretraining_task(config, source, init_key, batch_size=batch_size, ends=ends, workdir=workdir)
         logging.info(
             "%s: %d tiles, %d steps an epoch of %d tiles, %d steps in %s, on %d %s.",
-            workdir, len(source), steps_per_epoch, batch_size, ends[-1], " and ".join(config.phases),
-            mesh.size, jax.devices()[0].device_kind,
-        )  # fmt: skip
+            *(workdir, len(source), length, batch_size, ends[-1], " and ".join(config.phases)),
+            *(mesh.size, jax.devices()[0].device_kind),
+        )
         try:
             train(
                 task,
                 checkpoints,
                 workdir,
                 mesh,
-                key=jax.random.key(config.seed),
+                key=run_key,
                 log_every=config.log.every,
-                checkpoint_every=max(1, round(config.checkpoint.every_epochs * steps_per_epoch)),
+                checkpoint_every=max(1, round(config.checkpoint.every_epochs * length)),
                 tensorboard=config.log.tensorboard,
             )
         except DivergedError as error:
+            if first:
+                figures.curves(workdir / "figures" / "curves.png", read_metrics(workdir))
             raise DivergedError(
-                f"{error} The run has stopped; its last good checkpoint is step {checkpoints.latest or 0}. Lower "
-                "config.schedule.peak (or raise config.temperature) and start again in another --workdir."
+                f"{error} The run has stopped; its last good checkpoint is step {checkpoints.latest or 0}. Lower the "
+                "learning rate (config.schedule.peak with the cosine schedule) and start again in another --workdir."
             ) from None
-    if not first:
-        return None
+    return finish(workdir, steps=ends[-1], tiles=len(source), seconds=time.monotonic() - began) if first else None
+
+
+def finish(workdir: Path, *, steps: int, tiles: int, seconds: float | None = None) -> dict[str, Any]:
+    """Draws the curves and writes `summary.json`; returns its content."""
     records = read_metrics(workdir)
     figures.curves(workdir / "figures" / "curves.png", records)
-    summary = summarise(records, seconds=time.monotonic() - began, steps=ends[-1], tiles=len(source))
+    summary = summarise(records, seconds=seconds, steps=steps, tiles=tiles)
     write_json(workdir / "summary.json", summary)
     return summary
 
@@ -118,10 +129,8 @@ def fitting_batch_size(batch_size: int, *, tiles: int, devices: int) -> int:
     """Cuts a batch that is larger than the data, to a number of tiles that the devices can share.
 
     Raises:
-        ConfigError: the batch cannot be divided over the devices, or there are fewer than two tiles for each.
+        ConfigError: what is left has fewer than two tiles.
     """
-    if batch_size % devices:
-        raise ConfigError(f"config.batch_size must be a multiple of the {devices} devices, not {batch_size}.")
     cut = min(batch_size, tiles // devices * devices)
     if cut < 2:
         raise ConfigError(f"{tiles} tiles are too few for {devices} devices: add images, or lower config.data.stride.")
@@ -130,12 +139,15 @@ def fitting_batch_size(batch_size: int, *, tiles: int, devices: int) -> int:
     return cut
 
 
-def pretraining_task(config: Any, source: TileSource, *, batch_size: int, ends: list[int], workdir: Path) -> Task:
+def pretraining_task(
+    config: Any, source: TileSource, init_key: jax.Array, *, batch_size: int, ends: list[int], workdir: Path
+) -> Task:
     """Puts together what the loop runs.
 
     Args:
         config: checked.
         source: the tiles.
+        init_key: of the initial parameters.
         batch_size: tiles of a global batch.
         ends: last step of each phase, counted over the run.
         workdir: where pictures go.
@@ -177,7 +189,7 @@ def pretraining_task(config: Any, source: TileSource, *, batch_size: int, ends: 
     return Task(
         init=partial(
             create_state,
-            jax.random.key(config.seed),
+            init_key,
             method,
             optimizer,
             size=augmentation.size,
@@ -186,27 +198,33 @@ def pretraining_task(config: Any, source: TileSource, *, batch_size: int, ends: 
         phases=phases,
         batches=batches_of,
         batch_size=batch_size,
-        steps_per_epoch=len(source) // batch_size,
-        schedule=schedule,
-        watch=fallback_watch(len(source) // batch_size),
+        steps_per_epoch=steps_per_epoch(source, batch_size),
+        schedule=np.asarray(jax.vmap(schedule)(np.arange(ends[-1]))),
+        watch=fallback_watch(steps_per_epoch(source, batch_size)),
         phase_end=guidance_pictures(config, source, method, augment, hp, augmentation, workdir),
     )
 
 
 def fallback_watch(steps_per_epoch: int) -> Callable[[Phase, int, dict[str, float]], None]:
     """Warns once per phase when most views of an epoch have a map without a positive value."""
-    seen: dict[str, list[float]] = {}
+    shares: list[float] = []
+    warned: set[str] = set()
 
     def watch(phase: Phase, step: int, metrics: dict[str, float]) -> None:
         if "fallback" not in metrics:
             return
-        shares = seen.setdefault(phase.name, [])
         shares.append(metrics["fallback"])
-        if len(shares) == steps_per_epoch and np.mean(shares) > 0.5:
+        if (step - phase.begin) % steps_per_epoch:
+            return
+        share = np.mean(shares)
+        shares.clear()
+        if share > 0.5 and phase.name not in warned:
+            warned.add(phase.name)
             logging.warning(
                 "%.0f %% of the views fall back to the whole view because their map has no positive value: "
-                "this phase is mostly plain instance discrimination.",
-                100 * np.mean(shares),
+                "the phase %s is mostly plain instance discrimination.",
+                100 * share,
+                phase.name,
             )
 
     return watch
@@ -241,26 +259,30 @@ def guidance_pictures(
         own = jax.tree.map(lambda a: a.addressable_data(0), state)
         images = np.stack([source[int(i)]["image"] for i in chosen])
         views, guided, maps, boxes, fallback = jax.device_get(explain(own, images))
-        figures.guidance(
-            workdir / "figures" / f"guidance_{phase.name}.png",
-            views,
-            maps,
-            boxes,
-            guided,
-            title=f"Guidance after {phase.name}: {phase.end} steps",
-            fallback=fallback,
-            threshold=hp.threshold,
-        )
+        try:
+            figures.guidance(
+                workdir / "figures" / f"guidance_{phase.name}.png",
+                views,
+                maps,
+                boxes,
+                guided,
+                title=f"Guidance after {phase.name}: {phase.end} steps",
+                fallback=fallback,
+                threshold=hp.threshold,
+            )
+            figures.curves(workdir / "figures" / "curves.png", read_metrics(workdir))
+        except OSError as error:  # a full disk must not cost the checkpoint that follows
+            logging.warning("The figures of %s could not be written: %s", phase.name, error)
 
     return draw
 
 
-def summarise(records: list[dict[str, Any]], *, seconds: float, steps: int, tiles: int) -> dict[str, Any]:
+def summarise(records: list[dict[str, Any]], *, seconds: float | None, steps: int, tiles: int) -> dict[str, Any]:
     """Sums a run up: for each phase the mean metrics of its first and its last tenth.
 
     Args:
         records: lines of the log.
-        seconds: wall-clock time of this session.
+        seconds: wall-clock time of this session; None where it is not known.
         steps: of the whole run.
         tiles: in the data.
 
@@ -272,7 +294,7 @@ def summarise(records: list[dict[str, Any]], *, seconds: float, steps: int, tile
         own = [record for record in records if record["phase"] == name]
         tenth = max(1, len(own) // 10)
         phases[name] = {"begins": _means(own[:tenth]), "ends": _means(own[-tenth:])}
-    return {"steps": steps, "tiles": tiles, "seconds_of_last_session": round(seconds, 1), "phases": phases}
+    return {"steps": steps, "tiles": tiles, "seconds_of_last_session": seconds and round(seconds, 1), "phases": phases}
 
 
 def _means(records: list[dict[str, Any]]) -> dict[str, float]:

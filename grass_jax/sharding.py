@@ -54,7 +54,12 @@ def initialize(coordinator: str = "", processes: int = 1, process: int = 0) -> N
             pods, Slurm, Open MPI and what else `jax.distributed` knows) and stays alone where there is none.
         processes: number of processes started by hand.
         process: number of this one.
+
+    Raises:
+        ValueError: processes are counted but no coordinator is given.
     """
+    if not coordinator and (processes, process) != (1, 0):
+        raise ValueError("Processes started by hand need the address of the first: --coordinator=HOST:PORT.")
     if coordinator:
         jax.distributed.initialize(coordinator, processes, process)
         return

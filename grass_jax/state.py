@@ -104,7 +104,7 @@ def load_encoder(workdir: str | Path, step: int | None = None) -> Encoder:
     Raises:
         FileNotFoundError: there is no run, or no checkpoint of that step.
     """
-    workdir = Path(workdir).absolute()
+    workdir = Path(workdir).expanduser().absolute()
     if not (workdir / "config.json").exists():
         raise FileNotFoundError(f"{workdir} holds no pretraining run: give the --workdir of one.")
     config = json.loads((workdir / "config.json").read_text())["config"]

@@ -16,9 +16,7 @@ import optax
 from jax.sharding import Mesh
 
 from grass_jax.methods import Method
-from grass_jax.sampling.attention import loss_attention_map
-from grass_jax.sampling.crop import crop_boxes
-from grass_jax.sampling.regions import salient_boxes
+from grass_jax.sampling import crop_boxes, loss_attention_map, salient_boxes
 from grass_jax.sharding import each_device_alone, replicated, split_by_tile
 from grass_jax.state import TrainState
 
@@ -109,7 +107,8 @@ def guide(
     """
     targets = method.targets(state, views)
     features, stats = method.encode(state.params, state.stats, views)
-    features = jax.lax.stop_gradient(features)
+    # in float32 also where the encoder computes in bfloat16: boxes jump with the last digit of a map
+    features = jax.lax.stop_gradient(features.astype(jnp.promote_types(features.dtype, jnp.float32)))
 
     def objective(features: jax.Array) -> tuple[jax.Array, Any]:
         loss, (new_stats, _) = method.loss(state.params, stats, features, targets)

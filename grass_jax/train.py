@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -35,7 +35,7 @@ class Task(NamedTuple):
         batches: (start, stop) -> this process's rows of the batches of these steps, {name: array}.
         batch_size: tiles of a global batch.
         steps_per_epoch: full batches in the data.
-        schedule: learning rate of a step, for the log.
+        schedule: learning rate of every step, for the log; on the host, so that logging asks no device.
         watch: (phase, step, metrics) sees the numbers of every step.
         phase_end: (phase, state) is called after the last step of a phase, before its checkpoint.
     """
@@ -45,13 +45,13 @@ class Task(NamedTuple):
     batches: Callable[[int, int], Iterator[dict[str, np.ndarray]]]
     batch_size: int
     steps_per_epoch: int
-    schedule: Callable[[int], Any]
+    schedule: np.ndarray
     watch: Callable[[Phase, int, dict[str, float]], None]
     phase_end: Callable[[Phase, TrainState], None]
 
 
 class DivergedError(RuntimeError):
-    """The loss, the gradient or the parameters are not finite."""
+    """The loss, the gradient or the state is not finite."""
 
 
 def train(
@@ -107,8 +107,8 @@ def train(
                 report.late(phase, i + 1, metrics)
                 if i + 1 == phase.end or (i + 1) % checkpoint_every == 0:
                     report.flush()
-                    if not all_finite((state.params, state.stats)):
-                        raise DivergedError(f"The parameters after step {i + 1} are not finite.")
+                    if not all_finite(state):
+                        raise DivergedError(f"The state after step {i + 1} is not finite.")
                     if i + 1 == phase.end:
                         task.phase_end(phase, state)
                     checkpoints.save(i + 1, state)
@@ -140,7 +140,7 @@ class _Report:
                 step,
                 epoch=step / length,
                 phase=phase.name,
-                learning_rate=self._task.schedule(step - 1),
+                learning_rate=self._task.schedule[step - 1],
                 images_per_second=self._progress.images_per_second,
                 **metrics,
             )

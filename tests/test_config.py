@@ -69,8 +69,8 @@ CASES = {
     "seed": ((0, 7), (-1, 0.0, True, "0", None)),
     "batch_size": ((2, 4096), (0, 1, 32.0, True, "32")),
     "data.name": (("sample",), ("", "Sample", "folder", None, 1)),
-    "data.path": TEXTS,
-    "data.split": TEXTS,
+    "data.path": (("",), (None, 1, ("text",))),
+    "data.split": (("train", "val"), ("", "test", None)),
     "data.tile_size": ((32, 512), (31, 0, 64.0)),
     "data.stride": ((0, 1, 256), (-1, 0.5, None)),
     "data.data_dir": TEXTS,
@@ -167,7 +167,7 @@ def test_messages_state_the_rule():
         check(ConfigDict(changed(batch_size=0)))
     with pytest.raises(ConfigError, match=r"must be 'larc', 'sgd' or 'adamw', not 'adam'\.$"):
         check(changed(**{"optimizer.name": "adam"}))
-    with pytest.raises(ConfigError, match=r"must be two positive numbers \(low, high\) with low <= high <= 1, not"):
+    with pytest.raises(ConfigError, match=r"must be two numbers \(low, high\) with 0 < low <= high <= 1, not"):
         check(changed(**{"augment.area": (0.5, 0.2)}))
     assert issubclass(ConfigError, ValueError)
 
@@ -226,6 +226,10 @@ def test_a_phase_that_is_left_out_on_the_command_line_keeps_its_section():
 
 def test_image_folder_needs_a_folder(tmp_path):
     check(changed(**{"data.name": "image_folder", "data.path": str(tmp_path)}))
+    with pytest.raises(ConfigError, match=r"config\.data\.split of an image_folder"):
+        check(changed(**{"data.name": "image_folder", "data.path": str(tmp_path), "data.split": "val"}))
+    with pytest.raises(ConfigError, match=r"use --config=configs/gs\.py:folder"):
+        check(changed(**{"data.path": str(tmp_path)}))
     (tmp_path / "file").touch()
     for path in ("", str(tmp_path / "missing"), str(tmp_path / "file")):
         with pytest.raises(ConfigError, match=r"--config\.data\.path=.*not " + re.escape(repr(path))):

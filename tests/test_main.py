@@ -2,11 +2,18 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
+
+from grass_jax.report.log import read_metrics
+from grass_jax.state import load_encoder
 
 ROOT = Path(__file__).parents[1]
 
@@ -29,6 +36,13 @@ def flags(tiny, image_folder):
         "--config.log.figure_tiles=2",
         f"--config.compilation_cache={ROOT / '.jax_cache'}",
     ]
+
+
+def start(*arguments: str, devices: int = 1) -> subprocess.Popen:
+    """Starts main.py in a process of its own."""
+    flags = f"--xla_backend_optimization_level=0 --xla_force_host_platform_device_count={devices}"
+    environment = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen([sys.executable, "main.py", *arguments], cwd=ROOT, env=environment)
 
 
 def run(*arguments: str, before: str = "", after: str = "") -> subprocess.CompletedProcess[str]:
@@ -63,13 +77,57 @@ importlib.machinery.PathFinder.find_spec = lambda name, *rest: (
     ("flag", "words"),
     [
         ("--config.batch_size=0", "config.batch_size must be a whole number of at least 2, not 0"),
-        ("--config.data.path=/nowhere", "config.data.path"),
-        ("--config.gs.epoch=3", "epoch"),
+        ("--config.data.path=/nowhere", "config.data.path must be a folder of images"),
+        ("--config.gs.epoch=3", "no key 'epoch'"),
+        ("--config=configs/none.py", "No such file"),
+        ("--processes=2", "--coordinator"),
+        ("config.batch_size=4", "--config.KEY=VALUE"),
         ("--config=configs/gs.py:huge", "huge"),
     ],
 )
 def test_a_mistake_is_answered_before_any_work(flags, tmp_path, flag, words):
     done = run(*flags, flag, f"--workdir={tmp_path / 'run'}")
     assert done.returncode != 0
-    assert words in done.stderr.splitlines()[-1] or words in done.stderr
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith("grass_jax: ")
+    assert words in line
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_killed_run_ends_as_if_it_had_not_been(flags, tmp_path):
+    flags = [*flags, "--config.log.every=1", "--config.gs.epochs=4", "--config.checkpoint.every_epochs=0.5"]
+    assert start(*flags, f"--workdir={tmp_path / 'whole'}").wait(600) == 0
+    for lines in (2, 8, 13):  # steps in the log when the kill comes
+        killed = start(*flags, f"--workdir={tmp_path / 'killed'}")
+        log = tmp_path / "killed" / "metrics.jsonl"
+        while killed.poll() is None and not (log.exists() and len(log.read_text().splitlines()) >= lines):
+            time.sleep(0.01)
+        assert killed.poll() is None
+        killed.kill()
+        killed.wait()
+    assert start(*flags, f"--workdir={tmp_path / 'killed'}").wait(600) == 0
+    whole, killed = (load_encoder(tmp_path / name).variables for name in ("whole", "killed"))
+    for expected, actual in zip(jax.tree.leaves(whole), jax.tree.leaves(killed), strict=True):
+        np.testing.assert_array_equal(actual, expected)
+    lines = (tmp_path / "killed" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == list(range(1, 16))
+
+
+@pytest.mark.slow
+def test_two_processes_do_the_main_job_as_one_does(flags, tmp_path):
+    flags = [*flags, "--config.log.every=1"]
+    assert start(*flags, f"--workdir={tmp_path / 'one'}").wait(600) == 0
+    for session in range(2):  # the second goes on from the first: one epoch more
+        with socket.socket() as probe:
+            probe.bind(("localhost", 0))
+            coordinator = f"--coordinator=localhost:{probe.getsockname()[1]}"
+        more = [f"--config.gs.epochs={session + 1}", f"--workdir={tmp_path / 'two'}", coordinator, "--processes=2"]
+        pair = [start(*flags, *more, f"--process={process}", devices=2) for process in range(2)]
+        assert [process.wait(600) for process in pair] == [0, 0]
+    one, two = (read_metrics(tmp_path / name) for name in ("one", "two"))
+    assert [record["step"] for record in two] == list(range(1, 10))
+    np.testing.assert_allclose([r["loss"] for r in two[:3]], [r["loss"] for r in one[:3]], rtol=1e-3)
+    assert two[0]["loss"] == pytest.approx(one[0]["loss"], rel=1e-5)
+    assert (tmp_path / "two" / "figures" / "guidance_gs.png").exists()
+    assert load_encoder(tmp_path / "two", step=9).variables["params"]["conv1"]["kernel"].shape == (7, 7, 3, 4)

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
@@ -11,7 +12,7 @@ from PIL import Image
 
 from grass_jax import pretrain
 from grass_jax.build import build_schedule
-from grass_jax.checkpoint import ResumeError
+from grass_jax.checkpoint import ResumeError, refuse_other_run
 from grass_jax.config import ConfigError
 from grass_jax.report.log import read_metrics
 from grass_jax.sharding import make_mesh
@@ -57,7 +58,7 @@ def test_the_job_leaves_everything_a_person_looks_at(finished):
     assert (summary["steps"], summary["tiles"]) == (12, 30)
     assert summary["phases"]["gs"]["ends"]["loss"] == records[-1]["loss"]
     resolved = json.loads((workdir / "config.json").read_text())
-    assert resolved["config"]["batch_size"] == 8
+    assert resolved["config"]["batch_size"] == resolved["data"]["batch_size"] == 8
     assert "jax" in json.dumps(resolved["environment"])
     assert sorted(int(path.name) for path in (workdir / "checkpoints").iterdir()) == [6, 10, 12]
     for name in ("guidance_warmup", "guidance_gs", "curves"):
@@ -68,14 +69,16 @@ def test_the_job_leaves_everything_a_person_looks_at(finished):
 def test_a_finished_run_says_so_and_stays_as_it_is(finished, tiny, caplog):
     workdir, _ = finished
     before = arrays(workdir)
+    (workdir / "summary.json").unlink()
     with caplog.at_level("INFO", logger="absl"):
         assert pretrain.run(tiny(), workdir) is None
     assert "has ended after 12 steps" in caplog.text
+    assert json.loads((workdir / "summary.json").read_text())["steps"] == 12
     for old, new in zip(before, arrays(workdir), strict=True):
         np.testing.assert_array_equal(old, new)
 
 
-@pytest.mark.parametrize("stop", [1, 5, 6, 9, 12])
+@pytest.mark.parametrize("stop", [1, 6, 9, 12])
 def test_an_interrupted_run_ends_as_if_it_had_not_been(finished, tiny, tmp_path, monkeypatch, stop):
     class Killed(BaseException):
         pass
@@ -97,7 +100,10 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(finished, tiny, tmp_path,
     for expected, actual in zip(arrays(finished[0]), arrays(tmp_path), strict=True):
         np.testing.assert_array_equal(actual, expected)
     timeless = [
-        [{k: v for k, v in record.items() if k != "images_per_second"} for record in read_metrics(workdir)]
+        [
+            {k: v for k, v in json.loads(line).items() if k != "images_per_second"}
+            for line in (workdir / "metrics.jsonl").read_text().splitlines()
+        ]
         for workdir in (finished[0], tmp_path)
     ]
     assert timeless[0] == timeless[1]
@@ -111,6 +117,9 @@ def test_another_config_in_the_same_folder_is_refused(finished, tiny):
         pretrain.run(tiny(**{"warmup.epochs": 3}), workdir)
     with pytest.raises(ResumeError, match=r"gs\.epochs"):
         pretrain.run(tiny(**{"gs.epochs": 1}), workdir)
+    data = json.loads((workdir / "config.json").read_text())["data"] | {"tiles_digest": "others"}
+    with pytest.raises(ResumeError, match="30 tiles in batches of 8"):
+        refuse_other_run(workdir, tiny().to_dict(), data, steps_per_epoch=3, done=12)
 
 
 def test_a_longer_training_goes_on(tiny, one_device, tmp_path):
@@ -121,11 +130,19 @@ def test_a_longer_training_goes_on(tiny, one_device, tmp_path):
     assert [record["step"] for record in read_metrics(tmp_path)] == [*range(1, 10), 10, 12]
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_state(tiny, one_device, tmp_path):
-    with pytest.raises(DivergedError, match=r"last good checkpoint is step \d"):
-        pretrain.run(tiny(**{"optimizer.name": "sgd", "schedule.peak": 1e38, "schedule.warmup": 0.5}), tmp_path)
-    if any((tmp_path / "checkpoints").iterdir()):
-        assert all(np.isfinite(leaf).all() for leaf in arrays(tmp_path))
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_state(tiny, one_device, tmp_path, monkeypatch):
+    monkeypatch.setattr(pretrain, "build_schedule", lambda *_: lambda step: jnp.where(step < 5, 1e-3, jnp.inf))
+    with pytest.raises(DivergedError, match="last good checkpoint is step 4"):
+        pretrain.run(tiny(), tmp_path)
+    assert max(int(path.name) for path in (tmp_path / "checkpoints").iterdir()) == 4
+    assert all(np.isfinite(leaf).all() for leaf in arrays(tmp_path))
+    assert (tmp_path / "figures" / "curves.png").exists()
+
+
+def test_a_batch_that_the_devices_cannot_share_is_refused_before_any_work(tiny, tmp_path):
+    with pytest.raises(ConfigError, match=f"multiple of the {jax.device_count()} devices"):
+        pretrain.run(tiny(batch_size=12), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_one_schedule_per_phase_starts_again(tiny):
@@ -141,8 +158,6 @@ def test_a_batch_larger_than_the_data_is_cut(caplog):
     with caplog.at_level("WARNING", logger="absl"):
         assert pretrain.fitting_batch_size(64, tiles=30, devices=4) == 28
     assert "using 28" in caplog.text
-    with pytest.raises(ConfigError, match="multiple of the 8 devices"):
-        pretrain.fitting_batch_size(12, tiles=100, devices=8)
     with pytest.raises(ConfigError, match="too few"):
         pretrain.fitting_batch_size(8, tiles=1, devices=1)
 
@@ -151,9 +166,9 @@ def test_most_views_falling_back_is_said_once(caplog):
     watch = pretrain.fallback_watch(2)
     phase = pretrain.Phase("gs", lambda *_: None, 0, 10)
     with caplog.at_level("WARNING", logger="absl"):
-        for step in range(1, 7):
-            watch(phase, step, {"loss": 1.0, "fallback": 0.75})
-    assert caplog.text.count("75 % of the views") == 1
+        for step, share in enumerate([0.25, 0.5, 1.0, 0.5, 1.0, 1.0], 1):
+            watch(phase, step, {"loss": 1.0, "fallback": share})
+    assert caplog.text.count("% of the views") == caplog.text.count("75 % of the views") == 1
 
 
 def test_the_encoder_is_loaded_with_its_normalisation(finished):

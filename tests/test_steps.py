@@ -10,7 +10,7 @@ import pytest
 
 from grass_jax.methods.simclr import simclr
 from grass_jax.models.heads import ProjectionHead
-from grass_jax.models.resnet import Bottleneck, ResNet
+from grass_jax.models.resnet import BasicBlock, Bottleneck, ResNet
 from grass_jax.optim import decay_mask, larc, original_schedule
 from grass_jax.sampling.crop import crop_boxes
 from grass_jax.state import create_state
@@ -78,27 +78,40 @@ def run_three_steps(z, dtype, sign="flip"):
     encoder = ResNet(tuple(int(n) for n in z["layers"]), Bottleneck)
     method = simclr(encoder, ProjectionHead(relu=False), temperature=float(z["temperature"]))
     optimizer = larc(original_schedule(int(z["total_steps"])), decay_mask=decay_mask)
+
+    def encoder_and_head(params, features):
+        return ProjectionHead(relu=False).apply({"params": params["head"]}, features.mean((-3, -2)))
+
     state = initial_state(names, method, optimizer, dtype)
 
     @jax.jit
     def step(state, views):
         guidance, stats = guide(state, views, method=method, hp=GuidanceSettings(sign=sign))
         guided = crop_boxes(views, guidance.boxes)
+        embeddings = [
+            encoder_and_head(state.params, method.encode(state.params, state.stats, v)[0]) for v in (views, guided)
+        ]
         after, metrics = update(state.replace(stats=stats), guided, method=method, optimizer=optimizer)
         gradients = jax.grad(lambda p: method.loss(p, stats, method.encode(p, stats, guided)[0], ())[0])(state.params)
-        return after, metrics, guidance, guided, gradients
+        return after, metrics, guidance, guided, gradients, embeddings
 
     for images in z["images_u8_nchw"]:
         views = (images.transpose(0, 2, 3, 1) / np.float32(255) - MEAN) / STD
         views = jnp.asarray(views.reshape(2, -1, *views.shape[1:]).swapaxes(0, 1), dtype)
         before = state
-        state, metrics, guidance, guided, gradients = step(state, views)
-        yield before, state, metrics, guidance, guided, gradients
+        state, *computed = step(state, views)
+        yield before, state, *computed
 
 
 def in_batch_order(array):
     """(b, 2, ...) to the original's rows: all first views, then all second views."""
     return np.asarray(array).swapaxes(0, 1).reshape(-1, *array.shape[2:])
+
+
+def test_views_of_a_tile_are_rows_of_the_original_batch(vectors):
+    order = vectors("collate")["order"]
+    tiles = len(order) // 2
+    np.testing.assert_array_equal(in_batch_order(10 * np.arange(tiles)[:, None] + np.arange(2)), order)
 
 
 @pytest.fixture(scope="module")
@@ -112,12 +125,15 @@ def test_three_steps_in_float64_are_the_originals(vectors, float64_run):
     names = [str(name) for name in z["names"]]
     stored64 = partial(np.testing.assert_allclose, rtol=1e-9)
     stored32 = partial(np.testing.assert_allclose, rtol=2e-7)
-    for t, (before, after, metrics, guidance, guided, gradients) in enumerate(float64_run):
+    for t, (before, after, metrics, guidance, guided, gradients, embeddings) in enumerate(float64_run):
         stored64(float(guidance.loss), z["loss_before_f64run"][t])
         stored64(float(metrics["loss"]), z["loss_after_f64run"][t])
         np.testing.assert_array_equal(in_batch_order(guidance.boxes), z["box_f64run"][t])
         stored32(in_batch_order(guidance.maps), z["lam_norm_f64run"][t], atol=2e-7)
         stored64(in_batch_order(guided).sum((1, 2, 3)), z["crop_sum_per_view_f64run"][t])
+        for when, embedding in zip(("before", "after"), embeddings, strict=True):
+            stored32(in_batch_order(embedding), z[f"emb_{when}_f64run"][t], atol=1e-8)
+        stored64(float(original_schedule(30)(jnp.float64(t))), z["lr"][t])
         for k, name in enumerate(names):
             param = np.asarray(get(after.params, flax_name(name)))
             gradient = np.asarray(get(gradients, flax_name(name)))
@@ -147,7 +163,44 @@ def test_first_values_and_running_statistics_are_the_originals(vectors, float64_
 def test_three_steps_in_float32_pick_the_originals_boxes(vectors):
     z = vectors("step_mini_96")
     # rounding grows from step to step: the original's own float32 and float64 maps differ by 2e-2 at the third
-    for t, (_, _, metrics, guidance, _, _) in enumerate(run_three_steps(z, jnp.float32)):
+    for t, (_, _, metrics, guidance, *_) in enumerate(run_three_steps(z, jnp.float32)):
         np.testing.assert_array_equal(in_batch_order(guidance.boxes), z["box"][t])
         np.testing.assert_allclose(float(guidance.loss), z["loss_before"][t], rtol=5e-5)
         np.testing.assert_allclose(float(metrics["loss"]), z["loss_after"][t], rtol=5e-5)
+
+
+def test_bfloat16_steps_are_the_float32_steps_with_less_precision():
+    views = jnp.asarray(np.random.default_rng(0).normal(size=(8, 2, 32, 32, 3)), jnp.float32)
+    found = {}
+    for dtype in (None, jnp.bfloat16):
+        encoder = ResNet((1, 1, 1, 1), BasicBlock, width=8, output_stride=8, dtype=dtype)
+        method = simclr(encoder, ProjectionHead(embedding=16, dtype=dtype), temperature=0.5)
+        optimizer = larc(0.5, decay_mask=decay_mask)
+        state = create_state(jax.random.key(0), method, optimizer, size=32)
+
+        @jax.jit
+        def step(state, views, method=method, optimizer=optimizer):
+            guidance, _ = guide(state, views, method=method, hp=GuidanceSettings())
+            return guidance, *update(state, views, method=method, optimizer=optimizer)
+
+        found[dtype] = step(state, views)
+    (exact, _, metrics), (rounded, after, low_metrics) = found[None], found[jnp.bfloat16]
+    assert rounded.maps.dtype == jnp.float32
+    assert {leaf.dtype for leaf in jax.tree.leaves((after.params, after.stats))} == {jnp.dtype("float32")}
+    np.testing.assert_allclose(low_metrics["loss"], metrics["loss"], rtol=5e-3)
+    np.testing.assert_allclose(low_metrics["gradient_norm"], metrics["gradient_norm"], rtol=0.1)
+    assert np.corrcoef(np.ravel(rounded.maps), np.ravel(exact.maps))[0, 1] > 0.98
+    assert not np.array_equal(rounded.maps, exact.maps)
+
+
+def test_the_names_that_others_import():
+    from grass_jax import losses, optim, sampling, state, steps
+
+    for module, names in {
+        losses: "info_nce",
+        sampling: "loss_attention_map salient_boxes crop_boxes",
+        optim: "larc original_schedule",
+        steps: "update guide warmup_step gs_step compile_step",
+        state: "create_state load_encoder",
+    }.items():
+        assert all(callable(getattr(module, name)) for name in names.split())

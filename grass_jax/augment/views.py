@@ -59,7 +59,7 @@ class Augmentation:
             if isinstance(value, list):  # from a configuration file; a tuple keeps the whole hashable
                 value = tuple(value)
                 object.__setattr__(self, field.name, value)
-            words, holds = _RULES[field.name]
+            words, holds = RULES[field.name]
             if not holds(value):
                 raise ValueError(f"Augmentation {field.name} must be {words}, not {value!r}.")
 
@@ -69,13 +69,13 @@ def _is_number(value: object) -> bool:
 
 
 def _are_numbers(value: object, count: int) -> bool:
-    return isinstance(value, tuple) and len(value) == count and all(map(_is_number, value))
+    return isinstance(value, tuple | list) and len(value) == count and all(map(_is_number, value))
 
 
 _PROBABILITY = ("a number from 0 to 1", lambda v: _is_number(v) and 0 <= v <= 1)
 _SPREAD = ("a number of at least 0", lambda v: _is_number(v) and v >= 0)
 _PAIR = ("two numbers (low, high) with 0 < low <= high", lambda v: _are_numbers(v, 2) and 0 < v[0] <= v[1])
-_RULES = {
+RULES = {
     "size": ("a whole number of at least 1", lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= 1),
     "area": (_PAIR[0] + " <= 1", lambda v: _PAIR[1](v) and v[1] <= 1),
     "aspect": _PAIR,

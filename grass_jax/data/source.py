@@ -1,6 +1,7 @@
 """The tiles of a prepared data set, by index."""
 
 import dataclasses
+import hashlib
 import io
 import json
 import os
@@ -40,6 +41,11 @@ class TileSource:
 
     def __len__(self) -> int:
         return len(self.positions)
+
+    def digest(self) -> str:
+        """Sum up which tiles these are: the names of the files and every tile's position."""
+        parts = ["\n".join(self.files).encode(), self.positions.tobytes(), str(self.tile_size).encode()]
+        return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         """Decode one tile.

@@ -17,7 +17,7 @@ class ProjectionHead(nn.Module):
         hidden: channels of the hidden layer; 0 takes as many as come in.
         relu: a ReLU between the two (SimCLR's). The original GraSS configuration loses it by accident, so that its head
             is affine; `relu=False` reproduces that.
-        dtype: of the computation.
+        dtype: of the first layer's computation; the second is at least float32, as the similarities that follow.
     """
 
     embedding: int = 128
@@ -33,5 +33,5 @@ class ProjectionHead(nn.Module):
         )
         if self.relu:
             x = nn.relu(x)
-        x = nn.Dense(self.embedding, dtype=self.dtype, name="dense2")(x)
-        return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        return nn.Dense(self.embedding, name="dense2")(x)

@@ -117,11 +117,6 @@ class ResNet(nn.Module):
     output_stride: int = 32
     dtype: Any = None
 
-    @property
-    def features(self) -> int:
-        """Channels of the last feature map."""
-        return self.width * 2 ** (len(self.blocks) - 1) * self.block.expansion
-
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Encodes images.

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
@@ -15,6 +16,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from grass_jax.report.atomic import replacing
+from grass_jax.sampling.regions import resize_maps
 
 BOX_COLOUR = "#ffe800"
 # Panels of `curves`: title, then the metrics in it with their names in plain words. A panel without data is left out.
@@ -144,30 +146,11 @@ def _draw_map(ax: Axes, view: np.ndarray, heat: np.ndarray, threshold: float) ->
     if not np.isfinite(heat).all():
         ax.text(0.5, 0.5, "map is not finite", transform=ax.transAxes, ha="center", color="red")
         return
-    heat = resize_map(heat, grey.shape[0])
+    heat = np.asarray(resize_maps(jnp.asarray(heat)[None], grey.shape[0]))[0]
     ax.imshow(heat / (np.abs(heat).max() or 1), cmap="RdBu_r", vmin=-1, vmax=1, alpha=0.55)
     low, high = heat.min(), heat.max()
     if high > low:
         ax.contour(heat, levels=[low + threshold * (high - low)], colors="black", linestyles="solid", linewidths=1.2)
-
-
-def resize_map(heat: np.ndarray, size: int) -> np.ndarray:
-    """Resizes a map as the guidance does: bilinear, half-pixel centres, edges held.
-
-    Args:
-        heat: (h, w).
-        size: Side of the view, in pixels.
-
-    Returns:
-        (size, size).
-    """
-    rows, columns = (_interpolation(n, size) for n in heat.shape)
-    return rows @ heat @ columns.T
-
-
-def _interpolation(n: int, size: int) -> np.ndarray:
-    centres = (np.arange(size) + 0.5) * n / size - 0.5
-    return np.stack([np.interp(centres, np.arange(n), unit) for unit in np.eye(n)], axis=1)
 
 
 def _box_text(box: np.ndarray, size: int, fallback: bool) -> str:

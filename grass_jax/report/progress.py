@@ -90,16 +90,6 @@ class Progress:
         """Seconds until the end of the run at this session's speed; None until two steps of the phase have ended."""
         return None if self._rate.average is None else (self._total - self._step) / self._rate.average
 
-    def message(self, text: str) -> None:
-        """Writes a line of its own without breaking the progress line.
-
-        Args:
-            text: What to say.
-        """
-        if self._enabled:
-            tqdm.write(text, file=self._stream)
-            self._stream.flush()
-
     def close(self) -> None:
         """Leaves the last state standing and ends the line; a second call does nothing."""
         for handler, clear in self._cleared:

@@ -119,7 +119,7 @@ def test_output_stride_sets_the_maps_size(stride, size):
     features = jax.eval_shape(
         lambda x: encoder.init_with_output(jax.random.key(0), x, train=False)[0], jnp.zeros((1, 64, 64, 3))
     )
-    assert features.shape == (1, size, size, encoder.features)
+    assert features.shape == (1, size, size, 128)
 
 
 def test_unknown_output_stride_is_refused():

@@ -3,7 +3,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from scipy.ndimage import map_coordinates
 
 from grass_jax.report import figures
 
@@ -114,14 +113,6 @@ def test_no_tile_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="at least one tile"):
         figures.guidance(tmp_path / "g.png", empty, np.zeros((0, 2, 2)), np.zeros((0, 4)), empty, title="")
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize(("shape", "size"), [((7, 7), 224), ((4, 6), 33), ((1, 1), 8), ((12, 12), 10)])
-def test_map_is_resized_with_half_pixel_centres(shape, size):
-    heat = np.random.default_rng(0).normal(size=shape)
-    y, x = (np.clip((np.arange(size) + 0.5) * n / size - 0.5, 0, n - 1) for n in shape)
-    expected = map_coordinates(heat, np.meshgrid(y, x, indexing="ij"), order=1)
-    np.testing.assert_allclose(figures.resize_map(heat, size), expected, atol=1e-12)
 
 
 def records(count):

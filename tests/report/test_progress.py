@@ -102,7 +102,6 @@ def test_only_the_first_process_speaks(clock):
     stream = Terminal()
     with Progress(10, images_per_step=4, enabled=False, stream=stream, clock=clock) as progress:
         run(progress, clock, range(1, 11), seconds=60.0)
-        progress.message("nothing")
     assert stream.getvalue() == ""
     assert progress.images_per_second == pytest.approx(4 / 60)
 
@@ -128,7 +127,7 @@ def handler_of_absl():
 
 
 @pytest.mark.parametrize("make_handler", [handler_of_logging, handler_of_absl])
-def test_messages_and_log_records_do_not_break_the_bar(clock, monkeypatch, make_handler):
+def test_log_records_do_not_break_the_bar(clock, monkeypatch, make_handler):
     stream = Terminal()
     monkeypatch.setattr(sys, "stderr", stream)
     monkeypatch.setattr(absl_logging, "_warn_preinit_stderr", False)
@@ -137,12 +136,11 @@ def test_messages_and_log_records_do_not_break_the_bar(clock, monkeypatch, make_
     monkeypatch.setattr(root, "handlers", [handler])
     with Progress(10, images_per_step=4, clock=clock) as progress:
         run(progress, clock, range(1, 4), seconds=1.0)
-        progress.message("a message")
         root.warning("a record")
         run(progress, clock, range(4, 6), seconds=1.0)
     root.warning("a record after the end")
     rows = screen(stream.getvalue())
-    assert rows[:2] == ["a message", "a record"]
-    assert "5/10" in rows[2]
-    assert rows[3:] == ["a record after the end", ""]
+    assert rows[0] == "a record"
+    assert "5/10" in rows[1]
+    assert rows[2:] == ["a record after the end", ""]
     assert not handler.filters
