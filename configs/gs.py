@@ -105,7 +105,8 @@ SMALL = {
 }
 
 PRESETS = {
-    # About three minutes on 2 CPU cores, nothing downloaded.
+    # Three minutes and 1.5 GB on 2 CPU cores, nothing downloaded. Result: loss 4.7 to 2.9 in the warm-up, 4.9 to 4.4 in
+    # GS training; embedding_std 0.04 to 0.085, then 0.043 rising to 0.055 (1/sqrt(128) = 0.088 fills the sphere).
     "sample": {
         **SMALL,
         "data": {"name": "sample", "tile_size": 96},
@@ -114,7 +115,7 @@ PRESETS = {
         "gs": {"epochs": 8},
         "checkpoint": {"every_epochs": 2.0},
     },
-    # About ten minutes for 600 tiles on 2 CPU cores.
+    # Five minutes for 600 tiles on 2 CPU cores, 15 to 20 for 1,900; 2 GB.
     "folder": {
         **SMALL,
         "augment": {**SMALL["augment"], "size": 96, "area": (0.2, 1.0)},
@@ -122,7 +123,7 @@ PRESETS = {
         "gs": {"epochs": 10},
         "checkpoint": {"every_epochs": 2.0},
     },
-    # One GPU of 24 GB or more, or a TPU VM.
+    # About 25 GB for the step (3.0 GiB a chip on eight TPU v5e, from the compiler); not yet run on a GPU.
     "folder_full": {},
     # The released code of GraSS, every setting: float32, GS from random weights, its own schedule and initialisation.
     "reference": {

@@ -10,7 +10,7 @@ README = (Path(__file__).parents[1] / "README.md").read_text()
 
 def test_the_loop_in_the_readme_runs(capsys):
     (loop,) = [code for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "compile_step" in code]
-    body = loop[loop.index("mesh, key") :]
+    body = loop[loop.index("mesh, aug") :]
     assert len(body.strip().splitlines()) <= 15
     names: dict = {}
     exec(loop, names)

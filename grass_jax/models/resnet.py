@@ -7,7 +7,7 @@ the unbiased one.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -49,8 +49,8 @@ class Conv(nn.Module):
         )
 
 
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions (ResNet-18 and -34)."""
+class Block(nn.Module):
+    """What the two residual blocks share: their settings and the way around."""
 
     channels: int
     conv: Callable
@@ -58,7 +58,18 @@ class BasicBlock(nn.Module):
     stride: int = 1
     dilation: int = 1
     project: bool = False
-    expansion = 1
+    expansion: ClassVar[int] = 1
+
+    def shortcut(self, x: jax.Array) -> jax.Array:
+        """Passes x on, through a strided 1x1 convolution where the shape changes."""
+        if not self.project:
+            return x
+        x = self.conv(self.expansion * self.channels, 1, self.stride, name="downsample_0")(x)
+        return self.norm(name="downsample_1")(x)
+
+
+class BasicBlock(Block):
+    """Two 3x3 convolutions (ResNet-18 and -34)."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -66,37 +77,22 @@ class BasicBlock(nn.Module):
         y = self.conv(self.channels, 3, self.stride, self.dilation, name="conv1")(x)
         y = nn.relu(self.norm(name="bn1")(y))
         y = self.conv(self.channels, 3, 1, self.dilation, name="conv2")(y)
-        y = self.norm(name="bn2")(y)
-        if self.project:
-            x = self.conv(self.channels, 1, self.stride, name="downsample_0")(x)
-            x = self.norm(name="downsample_1")(x)
-        return nn.relu(x + y)
+        return nn.relu(self.shortcut(x) + self.norm(name="bn2")(y))
 
 
-class Bottleneck(nn.Module):
+class Bottleneck(Block):
     """1x1, 3x3 (with the stride), 1x1 to four times the channels (ResNet-50 and -101)."""
 
-    channels: int
-    conv: Callable
-    norm: Callable
-    stride: int = 1
-    dilation: int = 1
-    project: bool = False
-    expansion = 4
+    expansion: ClassVar[int] = 4
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps (n, h, w, c) to (n, h / stride, w / stride, 4 channels)."""
-        y = self.conv(self.channels, 1, name="conv1")(x)
-        y = nn.relu(self.norm(name="bn1")(y))
+        y = nn.relu(self.norm(name="bn1")(self.conv(self.channels, 1, name="conv1")(x)))
         y = self.conv(self.channels, 3, self.stride, self.dilation, name="conv2")(y)
         y = nn.relu(self.norm(name="bn2")(y))
         y = self.conv(4 * self.channels, 1, name="conv3")(y)
-        y = self.norm(name="bn3")(y)
-        if self.project:
-            x = self.conv(4 * self.channels, 1, self.stride, name="downsample_0")(x)
-            x = self.norm(name="downsample_1")(x)
-        return nn.relu(x + y)
+        return nn.relu(self.shortcut(x) + self.norm(name="bn3")(y))
 
 
 class ResNet(nn.Module):

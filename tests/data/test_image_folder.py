@@ -104,12 +104,12 @@ def test_unusable_files_are_skipped_and_named(folder, tiles, caplog):
 
 def test_many_unusable_files_are_counted(folder, tiles, caplog):
     save(folder / "good.png", coded(1, 20, 20))
-    for i in range(13):
-        (folder / f"empty{i:02}.png").touch()
+    for i in range(103):
+        (folder / f"empty{i:03}.png").touch()
     tiles()
-    assert "Skipped 13" in caplog.text
-    assert "empty09.png" in caplog.text
-    assert "empty10.png" not in caplog.text
+    assert "Skipped 103" in caplog.text
+    assert "empty099.png" in caplog.text
+    assert "empty100.png" not in caplog.text
     assert "and 3 more" in caplog.text
 
 

@@ -1,9 +1,11 @@
 import dataclasses
+import os
 import pickle
 import subprocess
 import sys
 import textwrap
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -134,7 +136,8 @@ def test_worker_processes_give_the_same_batches(place, source, tmp_path):
             app.run(main)
         """)
     )
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=150)
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, timeout=150)
     expected = [batch["index"].tolist() for batch in batches(source, batch_size=8, seed=2, start=0, stop=7)]
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [str(expected), "[]"]

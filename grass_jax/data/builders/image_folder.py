@@ -21,7 +21,7 @@ from grass_jax.data.folder import ImageFile, find_images, fingerprint
 from grass_jax.data.rasters import UnusableImageError, open_scene
 from grass_jax.data.tiles import tile_positions
 
-NAMED = 10  # files named in the log before "and N more"
+NAMED = 100  # files named in the log before "and N more"
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)
@@ -69,9 +69,9 @@ def encode_tile(tile: np.ndarray) -> io.BytesIO:
 def log_skipped(skipped: list[list[str]], folder: str | os.PathLike) -> None:
     """One warning that counts the skipped files and names the first ones with their reasons."""
     if skipped:
-        named = "; ".join(f"{name} ({reason})" for name, reason in skipped[:NAMED])
-        more = f"; and {len(skipped) - NAMED} more" if len(skipped) > NAMED else ""
-        logging.warning("Skipped %d image file(s) of %s: %s%s", len(skipped), folder, named, more)
+        named = "".join(f"\n  {name} ({reason})" for name, reason in skipped[:NAMED])
+        more = f"\n  and {len(skipped) - NAMED} more" if len(skipped) > NAMED else ""
+        logging.warning("Skipped %d image file(s) of %s:%s%s", len(skipped), folder, named, more)
 
 
 class ImageFolder(tfds.core.GeneratorBasedBuilder):
