@@ -71,14 +71,18 @@ def _prepare(make: Callable[[], tfds.core.GeneratorBasedBuilder]) -> tuple[tfds.
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep TFDS's own notes and warnings, which speak of its insides, out of the log."""
+    """Keep TFDS's notes on its insides, and GDAL's, which a skipped file's reason repeats, out of the log."""
 
     def keep(record: python_logging.LogRecord) -> bool:
         return record.levelno >= python_logging.ERROR or "tensorflow_datasets" not in record.pathname
 
     logger = logging.get_absl_logger()
     logger.addFilter(keep)
+    gdal = python_logging.getLogger("rasterio")
+    level = gdal.level
+    gdal.setLevel(python_logging.CRITICAL)
     try:
         yield
     finally:
         logger.removeFilter(keep)
+        gdal.setLevel(level)

@@ -147,5 +147,6 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder):
 
 
 def _reason(error: Exception) -> str:
-    text = " ".join(str(error).split())[:200]
+    # rasterio's own words refer to the exception that it was raised from
+    text = " ".join(str(error.__cause__ or error.__context__ or error).split())[:200]
     return text if isinstance(error, UnusableImageError) and text else f"it is broken: {text or type(error).__name__}"

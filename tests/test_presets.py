@@ -1,0 +1,71 @@
+"""The config files: every preset can be run, and `reference` is the original."""
+
+import pytest
+from ml_collections import ConfigDict
+
+from configs import gs, warmup
+from grass_jax.config import check
+
+
+@pytest.mark.parametrize("preset", gs.PRESETS)
+@pytest.mark.parametrize("file", [gs, warmup])
+def test_every_preset_passes_the_check(file, preset, tmp_path):
+    config = file.get_config(preset)
+    if config.data.name == "image_folder":
+        config.data.path = str(tmp_path)
+    check(config)
+    assert config.preset == preset
+    assert isinstance(config, ConfigDict)
+
+
+def test_an_unknown_preset_names_the_known_ones():
+    with pytest.raises(ValueError, match="sample, folder, folder_full, reference, not 'huge'"):
+        gs.get_config("huge")
+
+
+def test_reference_is_the_originals_configuration():
+    """Values of the released code, GeoX-Lab/GraSS at 53a0a5e, written out once more."""
+    config = gs.get_config("reference")
+    flat = {
+        "batch_size": 256,
+        "temperature": 0.5,
+        "phases": ("gs",),
+        "gs.epochs": 350,
+        "gs.step": "gs_step",
+        "augment.size": 224,
+        "augment.area": (0.08, 1.0),
+        "augment.aspect": (3 / 4, 4 / 3),
+        "augment.flip": 0.5,
+        "augment.jitter": 0.8,
+        "augment.brightness": 0.8,
+        "augment.contrast": 0.8,
+        "augment.saturation": 0.8,
+        "augment.hue": 0.2,
+        "augment.greyscale": 0.2,
+        "augment.blur": 0.5,
+        "augment.blur_sigma": (0.1, 2.0),
+        "augment.mean": (0.485, 0.456, 0.406),
+        "augment.std": (0.229, 0.224, 0.225),
+        "model.name": "resnet50",
+        "model.width": 64,
+        "model.output_stride": 32,
+        "model.dtype": "float32",
+        "model.init": "original",
+        "head.hidden": 0,
+        "head.embedding": 128,
+        "head.relu": False,
+        "guidance.threshold": 0.5,
+        "guidance.sign": "flip",
+        "optimizer.name": "larc",
+        "optimizer.momentum": 0.9,
+        "optimizer.weight_decay": 1e-6,
+        "optimizer.decay_bias": True,
+        "optimizer.trust_coefficient": 1e-3,
+        "optimizer.eps": 1e-8,
+        "schedule.name": "original",
+    }
+    for key, value in flat.items():
+        node = config
+        for part in key.split("."):
+            node = node[part]
+        assert node == value, key
