@@ -1,16 +1,16 @@
 """Runs what a config names: `python main.py --config=configs/gs.py`."""
 
 import sys
-from logging import WARNING, Formatter
 from pathlib import Path
 
 import jax
-from absl import app, flags, logging
+from absl import app, flags
 from ml_collections import config_flags
 
 from grass_jax import pretrain, sharding
 from grass_jax.checkpoint import ResumeError
 from grass_jax.config import ConfigError
+from grass_jax.report.terminal import show_plain_messages
 from grass_jax.train import DivergedError
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with a preset after a colon (configs/gs.py).")
@@ -24,28 +24,16 @@ def main(_: list[str]) -> None:
     """Joins the job, turns on the compilation cache and runs the task."""
     config = CONFIG.value
     workdir = Path(WORKDIR.value or f"runs/{config.name}_{config.preset}")
-    plain_log()
-    try:
-        sharding.initialize(COORDINATOR.value, PROCESSES.value, PROCESS.value)
-    except ValueError as error:
-        sys.exit(f"grass_jax: {error}")
+    show_plain_messages()
     if config.get("compilation_cache"):
         jax.config.update("jax_compilation_cache_dir", str(Path(config.compilation_cache).expanduser()))
     try:
+        sharding.initialize(COORDINATOR.value, PROCESSES.value, PROCESS.value)
         pretrain.run(config, workdir)
     except (ConfigError, ResumeError, DivergedError) as error:
         sys.exit(f"grass_jax: {error}")
     except KeyboardInterrupt:
         sys.exit(f"grass_jax: interrupted; the same command goes on from the newest checkpoint in {workdir}.")
-
-
-def plain_log() -> None:
-    """Shows this project's messages as they are, and of the libraries only warnings (Orbax is verbose)."""
-    logging.set_verbosity(logging.INFO)
-    handler = logging.get_absl_handler().python_handler
-    package = Path(pretrain.__file__).parent
-    handler.addFilter(lambda record: record.levelno >= WARNING or Path(record.pathname).is_relative_to(package))
-    handler.setFormatter(Formatter("%(message)s"))
 
 
 def parse(arguments: list[str]) -> list[str]:

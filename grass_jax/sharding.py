@@ -7,6 +7,8 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from grass_jax.config import ConfigError
+
 AXIS = "data"
 
 
@@ -56,10 +58,10 @@ def initialize(coordinator: str = "", processes: int = 1, process: int = 0) -> N
         process: number of this one.
 
     Raises:
-        ValueError: processes are counted but no coordinator is given.
+        ConfigError: processes are counted but no coordinator is given.
     """
     if not coordinator and (processes, process) != (1, 0):
-        raise ValueError("Processes started by hand need the address of the first: --coordinator=HOST:PORT.")
+        raise ConfigError("Processes started by hand need the address of the first: --coordinator=HOST:PORT.")
     if coordinator:
         jax.distributed.initialize(coordinator, processes, process)
         return
