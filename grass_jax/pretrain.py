@@ -69,6 +69,7 @@ def run(config: Any, workdir: str | Path) -> dict[str, Any] | None:
                 finish(workdir, steps=done, tiles=len(source))
             return None
         if first:
+            (workdir / "summary.json").unlink(missing_ok=True)  # of a shorter run that this one continues
             write_json(workdir / "config.json", {"config": plain, "data": data, "environment": environment()})
         init_key, run_key = jax.random.split(jax.random.key(config.seed))
         task = pretraining_task(config, source, init_key, batch_size=batch_size, ends=ends, workdir=workdir)

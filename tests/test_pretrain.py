@@ -122,9 +122,17 @@ def test_another_config_in_the_same_folder_is_refused(finished, tiny):
         refuse_other_run(workdir, tiny().to_dict(), data, steps_per_epoch=3, done=12)
 
 
-def test_a_longer_training_goes_on(tiny, one_device, tmp_path):
+def test_a_longer_training_goes_on(tiny, one_device, tmp_path, monkeypatch):
     pretrain.run(tiny(**{"gs.epochs": 1}), tmp_path)
+    summary_while_training = []
+    watch = pretrain.fallback_watch
+    monkeypatch.setattr(
+        pretrain,
+        "fallback_watch",
+        lambda steps: summary_while_training.append((tmp_path / "summary.json").exists()) or watch(steps),
+    )
     summary = pretrain.run(tiny(**{"log.every": 2, "data.workers": 1}), tmp_path)
+    assert summary_while_training == [False]  # the shorter run's would be taken for this one's after a kill
     assert summary is not None
     assert summary["steps"] == 12
     assert [record["step"] for record in read_metrics(tmp_path)] == [*range(1, 10), 10, 12]
