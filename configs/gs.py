@@ -32,6 +32,7 @@ def full_size() -> ConfigDict:
             "data": {
                 "name": "image_folder",
                 "path": "",  # the folder of images
+                "exclude": "",  # pattern of the names of files to leave out, such as those kept for testing
                 "split": "train",
                 "tile_size": 256,
                 "stride": 0,  # 0: the tile size, no overlap

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -45,7 +46,15 @@ def one_of(*choices: str | int) -> Rule:
     return Rule(words, lambda v: type(v) is type(choices[0]) and v in choices)
 
 
+def _is_pattern(value: Any) -> bool:
+    try:
+        return isinstance(value, str) and re.compile(value) is not None
+    except re.error:
+        return False
+
+
 TEXT = Rule("text", lambda v: isinstance(v, str))
+PATTERN = Rule("a pattern (a regular expression)", _is_pattern)
 YES_OR_NO = Rule("True or False", lambda v: isinstance(v, bool))
 POSITIVE = number("above 0", lambda v: v > 0)
 NOT_NEGATIVE = number("of at least 0", lambda v: v >= 0)
@@ -58,6 +67,7 @@ RULES: dict[str, Rule] = {
     "batch_size": whole(2),
     "data.name": one_of("sample", "image_folder"),
     "data.path": TEXT,
+    "data.exclude": PATTERN,
     "data.split": one_of("train", "val"),
     "data.tile_size": whole(32),
     "data.stride": whole(0, " (0: the tile size)"),

@@ -111,6 +111,7 @@ def open_source(data: Any) -> TileSource:
             path=data.path or None,
             tile_size=data.tile_size,
             stride=data.stride or None,
+            exclude=data.exclude,
             split=data.split,
             data_dir=data.data_dir or None,
         )

@@ -70,6 +70,7 @@ CASES = {
     "batch_size": ((2, 4096), (0, 1, 32.0, True, "32")),
     "data.name": (("sample",), ("", "Sample", "folder", None, 1)),
     "data.path": (("",), (None, 1, ("text",))),
+    "data.exclude": (("", r"part00[789]"), ("(", 3, None)),
     "data.split": (("train", "val"), ("", "test", None)),
     "data.tile_size": ((32, 512), (31, 0, 64.0)),
     "data.stride": ((0, 1, 256), (-1, 0.5, None)),

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,11 +17,12 @@ class ImageFile(NamedTuple):
     changed: int
 
 
-def find_images(folder: Path) -> list[ImageFile]:
+def find_images(folder: Path, exclude: str = "") -> list[ImageFile]:
     """All image files under a folder, hidden ones left out, links followed, no folder visited twice.
 
     Args:
         folder: where to look.
+        exclude: pattern; files with a match in their name relative to the folder are left out. Empty: none is.
 
     Returns:
         the files sorted by name.
@@ -28,7 +30,7 @@ def find_images(folder: Path) -> list[ImageFile]:
     Raises:
         FileNotFoundError: if the folder does not exist.
         NotADirectoryError: if it is a file.
-        ValueError: if there is no file of a known kind in it.
+        ValueError: if there is no file of a known kind in it, or `exclude` leaves none.
     """
     if not folder.exists():
         raise FileNotFoundError(f"The image folder {folder} does not exist: correct the path.")
@@ -53,7 +55,10 @@ def find_images(folder: Path) -> list[ImageFile]:
             found.append(ImageFile(path.relative_to(folder).as_posix(), status.st_size, status.st_mtime_ns))
     if not found:
         raise ValueError(f"There is no image in {folder}: put {', '.join(sorted(SUFFIXES))} files into it.")
-    return sorted(found)
+    kept = [file for file in found if not exclude or not re.search(exclude, file.name)]
+    if not kept:
+        raise ValueError(f"The pattern {exclude!r} leaves out all {len(found)} images of {folder}: narrow it.")
+    return sorted(kept)
 
 
 def fingerprint(files: list[ImageFile], tile_size: int, stride: int) -> str:

@@ -100,6 +100,7 @@ def open_tiles(
     path: str | os.PathLike | None = None,
     tile_size: int | None = None,
     stride: int | None = None,
+    exclude: str = "",
     split: str = "train",
     data_dir: str | os.PathLike | None = None,
 ) -> TileSource:
@@ -110,6 +111,7 @@ def open_tiles(
         path: the folder of `image_folder`.
         tile_size: side of a tile in pixels; 96 for `sample` and 256 for `image_folder` where None.
         stride: distance between neighbouring tiles in pixels; `tile_size` where None.
+        exclude: pattern of the names of files of `image_folder` to leave out, such as those kept for testing.
         split: `train`, or `val` for `sample`.
         data_dir: where TFDS keeps its data sets; `TFDS_DATA_DIR` or `~/tensorflow_datasets` where None.
 
@@ -129,7 +131,8 @@ def open_tiles(
     elif name == "image_folder":
         if path is None:
             raise ValueError("The data set image_folder needs a path: set it to the folder of your images.")
-        config = folder_config(path, tile_size=256 if tile_size is None else tile_size, stride=stride)
+        tile_size = 256 if tile_size is None else tile_size
+        config = folder_config(path, tile_size=tile_size, stride=stride, exclude=exclude)
         builder, fresh = prepare(ImageFolder, config, directory)
     else:
         raise ValueError(f"There is no data set {name!r}: use sample or image_folder.")

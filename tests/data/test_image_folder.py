@@ -122,6 +122,8 @@ def test_folders_without_a_usable_image_are_errors(folder, tiles, tmp_path):
     save(folder / "small.png", coded(1, 8, 8))
     with pytest.raises(ValueError, match=r"can be used.*too small.*smaller tile_size"):
         tiles()
+    with pytest.raises(ValueError, match=r"leaves out all 1 images"):
+        tiles(exclude="small")
     assert not list((tmp_path / "tfds").glob("image_folder/*/*")), "nothing may be taken for finished"
     with pytest.raises(NotADirectoryError, match="is a file"):
         open_tiles("image_folder", path=folder / "small.png")
@@ -129,6 +131,14 @@ def test_folders_without_a_usable_image_are_errors(folder, tiles, tmp_path):
         open_tiles("image_folder")
     with pytest.raises(ValueError, match="use sample or image_folder"):
         open_tiles("folder")
+
+
+def test_files_kept_for_testing_are_left_out(folder, tiles):
+    for number, name in enumerate(("a/part001.png", "a/part007.png", "b/part002.png")):
+        save(folder / name, coded(number, 32, 32))
+    assert tiles(exclude=r"part00[789]").files == ("a/part001.png", "b/part002.png")
+    assert tiles(exclude="^a/").files == ("b/part002.png",)
+    assert len(tiles().files) == 3
 
 
 def test_prepared_once_and_again_when_something_changes(folder, tiles, generations, caplog):

@@ -34,13 +34,16 @@ class FolderConfig(tfds.core.BuilderConfig):
     stride: int
 
 
-def folder_config(path: str | os.PathLike, *, tile_size: int, stride: int | None = None) -> FolderConfig:
+def folder_config(
+    path: str | os.PathLike, *, tile_size: int, stride: int | None = None, exclude: str = ""
+) -> FolderConfig:
     """Name a folder's present content and its tiling, so that a change of either is a new data set.
 
     Args:
         path: folder tree of images.
         tile_size: side of a tile in pixels.
         stride: distance between neighbouring tiles in pixels; `tile_size` where None.
+        exclude: pattern of the names of files to leave out; empty leaves out none.
 
     Returns:
         the builder's configuration.
@@ -51,7 +54,7 @@ def folder_config(path: str | os.PathLike, *, tile_size: int, stride: int | None
     stride = tile_size if stride is None else stride
     tile_positions(0, 0, tile_size, stride)  # checks the two before any work
     folder = Path(path).expanduser().resolve()
-    files = find_images(folder)
+    files = find_images(folder, exclude)
     title = re.sub(r"[^A-Za-z0-9_-]+", "_", folder.name)[:40] or "root"
     name = f"{title}-{tile_size}-{stride}-{fingerprint(files, tile_size, stride)}"
     return FolderConfig(name=name, path=folder, files=files, tile_size=tile_size, stride=stride)
