@@ -7,10 +7,11 @@ import jax
 from absl import app, flags
 from ml_collections import config_flags
 
-from grass_jax import pretrain, sharding
+from grass_jax import pretrain, schemas, sharding
 from grass_jax.checkpoint import ResumeError
 from grass_jax.config import ConfigError
 from grass_jax.report.terminal import show_plain_messages
+from grass_jax.segment import apply, finetune
 from grass_jax.train import DivergedError
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with a preset after a colon (configs/gs.py).")
@@ -18,6 +19,12 @@ WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run; runs/<config>_<
 COORDINATOR = flags.DEFINE_string("coordinator", "", "host:port of process 0, for processes started by hand.")
 PROCESSES = flags.DEFINE_integer("processes", 1, "Number of processes started by hand.")
 PROCESS = flags.DEFINE_integer("process", 0, "Number of this process, from 0.")
+TASKS = {
+    "pretrain": pretrain.run,
+    "segment": finetune.run,
+    "evaluate": apply.evaluate_model,
+    "predict": apply.predict_images,
+}
 
 
 def main(_: list[str]) -> None:
@@ -29,7 +36,8 @@ def main(_: list[str]) -> None:
         jax.config.update("jax_compilation_cache_dir", str(Path(config.compilation_cache).expanduser()))
     try:
         sharding.initialize(COORDINATOR.value, PROCESSES.value, PROCESS.value)
-        pretrain.run(config, workdir)
+        schemas.check(config)
+        TASKS[config.task](config, workdir)
     except (ConfigError, ResumeError, DivergedError) as error:
         sys.exit(f"grass_jax: {error}")
     except KeyboardInterrupt:

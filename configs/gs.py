@@ -10,6 +10,8 @@ Every value can be given on the command line: --config.gs.epochs=50 --config.sch
 
 from ml_collections import ConfigDict
 
+from configs import labelled
+
 
 def get_config(preset: str = "sample") -> ConfigDict:
     """Returns the configuration of a preset: sample, folder, folder_full or reference."""
@@ -25,6 +27,7 @@ def full_size() -> ConfigDict:
     """The recipe for one GPU: ResNet-50 on views of 224 pixels, 256 tiles a batch, bfloat16."""
     return ConfigDict(
         {
+            "task": "pretrain",
             "name": "",
             "preset": "",
             "seed": 0,
@@ -86,6 +89,19 @@ def full_size() -> ConfigDict:
             # 350 epochs in all are the original's; it does not say how long its warm-up was: the share is our choice
             "warmup": {"step": "warmup_step", "epochs": 100},
             "gs": {"step": "gs_step", "epochs": 250},
+            # a linear head on the frozen features, fitted and scored every so many epochs on a labelled data set, and
+            # the purity of the guided boxes on its training tiles at the end of each phase
+            "probe": {
+                "every_epochs": 0.0,  # 0: no probe
+                "labels": "250",
+                "labels_seed": 0,
+                "l2": 1e-3,
+                "window": 0,  # 0: the tile size of `data` below
+                "overlap": 0.0,
+                "batch_size": 16,
+                "purity_tiles": 512,  # 0: no purity
+                "data": labelled.section(),
+            },
             "checkpoint": {"every_epochs": 5.0, "keep": 2},
             "log": {"every": 10, "tensorboard": True, "figure_tiles": 8},
             "compilation_cache": "~/.cache/grass_jax/xla",
@@ -113,6 +129,7 @@ PRESETS = {
         **SMALL,
         "data": {"name": "sample", "tile_size": 96},
         "augment": {**SMALL["augment"], "size": 64, "area": (0.4, 1.0)},  # views of 64 hold less than of 224
+        "probe": {"every_epochs": 4.0, "data": labelled.SAMPLE},
         "warmup": {"epochs": 8},
         "gs": {"epochs": 8},
         "checkpoint": {"every_epochs": 2.0},

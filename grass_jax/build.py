@@ -10,7 +10,7 @@ from grass_jax.methods import Method
 from grass_jax.methods.simclr import simclr
 from grass_jax.models import build_encoder
 from grass_jax.models.heads import ProjectionHead
-from grass_jax.optim import decay_mask, larc, original_schedule, warmup_cosine
+from grass_jax.optim import decay_mask, larc, original_schedule, warmup_cosine, warmup_poly
 
 
 def build_method(config: Any) -> Method:
@@ -23,13 +23,17 @@ def build_schedule(config: Any, ends: list[int]) -> optax.Schedule:
     """Makes the learning-rate schedule over all phases, or one per phase; `ends` are the phases' last steps."""
 
     def one(length: int) -> optax.Schedule:
+        if config.schedule.name == "poly":
+            return warmup_poly(
+                length, peak=config.schedule.peak, warmup=config.schedule.warmup, power=config.schedule.power
+            )
         if config.schedule.name == "original":
             return original_schedule(length)
         return warmup_cosine(
             length, peak=config.schedule.peak, warmup=config.schedule.warmup, final=config.schedule.final
         )
 
-    if not config.schedule.restart:
+    if not config.schedule.get("restart"):
         return one(ends[-1])
     return optax.join_schedules([one(int(length)) for length in np.diff([0, *ends])], ends[:-1])
 

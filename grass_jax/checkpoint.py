@@ -15,7 +15,7 @@ import orbax.checkpoint as ocp
 from jax.sharding import Sharding
 from orbax.checkpoint.checkpoint_managers import preservation_policy as keep_policy
 
-from grass_jax.config import differing
+from grass_jax.config import UNITS, differing, phase_length
 
 
 class Checkpoints:
@@ -25,14 +25,23 @@ class Checkpoints:
         workdir: folder of the run.
         keep: how many of the latest checkpoints stay.
         keep_steps: steps whose checkpoints stay for good (the ends of the phases).
+        best: name of a number, given with a state, whose highest value keeps its checkpoint, too.
     """
 
-    def __init__(self, workdir: str | Path, *, keep: int = 2, keep_steps: tuple[int, ...] = ()):
-        policies = [keep_policy.LatestN(keep), keep_policy.CustomSteps(list(keep_steps))]
+    def __init__(
+        self, workdir: str | Path, *, keep: int = 2, keep_steps: tuple[int, ...] = (), best: str | None = None
+    ):
+        policies: list[Any] = [keep_policy.LatestN(keep), keep_policy.CustomSteps(list(keep_steps))]
+        if best is not None:
+            policies.append(
+                keep_policy.BestN(get_metric_fn=lambda m: m[best], n=1, keep_checkpoints_without_metrics=False)
+            )
+        self._best = best
         self._manager = ocp.CheckpointManager(
             Path(workdir).absolute() / "checkpoints",
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=keep_policy.AnyPreservationPolicy(policies),
+                best_fn=None if best is None else lambda m: m[best],  # without it the numbers are not written
                 enable_async_checkpointing=True,
             ),
         )
@@ -42,26 +51,39 @@ class Checkpoints:
         """Step of the newest checkpoint; None when there is none."""
         return self._manager.latest_step()
 
-    def save(self, step: int, state: Any) -> None:
+    def save(self, step: int, state: Any, numbers: dict[str, float] | None = None) -> None:
         """Saves the state after `step` updates; returns when it has been copied, before it has been written."""
-        self._manager.save(step, args=ocp.args.StandardSave(state))
+        scored = {self._best: numbers[self._best]} if self._best and numbers and self._best in numbers else None
+        self._manager.save(step, args=ocp.args.StandardSave(state), metrics=scored)
 
-    def restore(self, state: Any, sharding: Sharding) -> Any:
-        """Reads the newest checkpoint.
+    def best_step(self) -> int | None:
+        """Step of the kept checkpoint with the highest number, the later of equals; None where none has one."""
+        if self._best is None:
+            return None
+        scored = [(self._manager.metrics(step), step) for step in self._manager.all_steps()]
+        return max([(m[self._best], step) for m, step in scored if m], default=(0, None))[1]
+
+    def restore(self, state: Any, sharding: Sharding, step: int | None = None) -> Any:
+        """Reads a checkpoint.
 
         Args:
             state: a state of the same structure, shapes and dtypes (arrays or `jax.eval_shape`'s).
             sharding: where the arrays go.
+            step: of the checkpoint; None takes the newest.
 
         Returns:
             The state, on the devices of the sharding.
         """
         template = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), state)
-        return self._manager.restore(self.latest, args=ocp.args.StandardRestore(template))
+        return self._manager.restore(step or self.latest, args=ocp.args.StandardRestore(template))
 
-    def close(self) -> None:
+    def wait(self) -> None:
         """Waits until everything is written."""
         self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits until everything is written, and ends the writing."""
+        self.wait()
         self._manager.close()
 
     def __enter__(self):
@@ -83,7 +105,10 @@ class ResumeError(ValueError):
 
 
 # may differ between the sessions of one run: what does not enter the numbers
-FREE_KEYS = ("name", "preset", "log.", "checkpoint.", "compilation_cache", "data.workers", "data.path", "data.data_dir")
+FREE_KEYS = (
+    *("name", "preset", "log.", "checkpoint.", "probe.", "compilation_cache"),
+    *("data.workers", "data.path", "data.data_dir", "evaluate."),
+)
 
 
 def refuse_other_run(
@@ -111,14 +136,16 @@ def refuse_other_run(
     refused, end = [], 0
     old_phases = begun["config"]["phases"]
     for key in differing(begun["config"], config):
-        if not key.startswith(FREE_KEYS) and not any(key == f"{name}.epochs" for name in old_phases):
+        if not key.startswith(FREE_KEYS) and key not in [f"{name}.{unit}" for name in old_phases for unit in UNITS]:
             refused.append(key)
     for name in old_phases:
-        end += begun["config"][name]["epochs"] * steps_per_epoch
-        change = config.get(name, begun["config"][name])["epochs"] - begun["config"][name]["epochs"]
+        old = begun["config"][name]
+        length = phase_length(old, steps_per_epoch)
+        end += length
+        change = phase_length(config.get(name, old), steps_per_epoch) - length
         ended = done >= end and name != old_phases[-1]
         if change < 0 or (change > 0 and ended):
-            refused.append(f"{name}.epochs")
+            refused.append(f"{name}.{'steps' if 'steps' in old else 'epochs'}")
     if refused:
         raise ResumeError(
             f"{workdir} holds a run of {done} steps with another configuration ({', '.join(refused)}): give the old "

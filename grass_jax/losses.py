@@ -1,4 +1,6 @@
-"""Contrastive losses: embeddings in, a scalar out, and the numbers that show a collapse."""
+"""Losses: arrays in, a scalar out, and the numbers that show a collapse of the embeddings."""
+
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -60,3 +62,40 @@ def collapse_signals(embeddings: jax.Array) -> dict[str, jax.Array]:
         "embedding_std": z.std((0, 1)).mean(),
         "mean_cosine": (jnp.sum(total**2) - same_tile) / (4 * b * (b - 1)),
     }
+
+
+def cross_entropy(
+    logits: jax.Array, masks: jax.Array, class_weights: jax.typing.ArrayLike | Sequence[float] | None = None
+) -> jax.Array:
+    """Cross-entropy of every labelled pixel, averaged.
+
+    A pixel counts where its id is that of a class, below k: 255, which marks pixels without a label, never is.
+
+    Args:
+        logits: (..., k), k at most 255.
+        masks: class ids, (...) uint8.
+        class_weights: weight of each class, (k,), of at least 0; None weighs all alike.
+
+    Returns:
+        The sum of weight times cross-entropy over the sum of the weights, as PyTorch averages; a scalar in at least
+        float32, 0 where no pixel counts.
+
+    Raises:
+        ValueError: the shapes do not belong together.
+    """
+    k = logits.shape[-1]
+    if masks.shape != logits.shape[:-1]:
+        raise ValueError(f"cross_entropy takes a mask of shape {logits.shape[:-1]} for its logits, not {masks.shape}.")
+    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    # a comparison with every class instead of indexing: a gather per pixel is slow on TPU
+    chosen = masks[..., None] == jnp.arange(k, dtype=masks.dtype)
+    losses = jax.nn.logsumexp(logits, axis=-1) - jnp.sum(jnp.where(chosen, logits, 0), axis=-1)
+    if class_weights is None:
+        weights = (masks < k).astype(logits.dtype)
+    else:
+        class_weights = jnp.asarray(class_weights, logits.dtype)
+        if class_weights.shape != (k,):
+            raise ValueError(f"class_weights must hold {k} numbers, one for each class, not {class_weights.shape}.")
+        weights = jnp.sum(jnp.where(chosen, class_weights, 0), axis=-1)
+    total = jnp.sum(weights)
+    return jnp.sum(weights * losses) / jnp.where(total > 0, total, 1)

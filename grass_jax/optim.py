@@ -77,6 +77,16 @@ def larc(
     )
 
 
+def scale_encoder(rate: float) -> optax.GradientTransformation:
+    """Multiplies the updates of the parameters under `encoder`: its learning rate as a multiple of the decoder's."""
+
+    def scale(updates: Any, params: Any) -> Any:
+        del params
+        return {**updates, "encoder": jax.tree.map(lambda u: rate * u, updates["encoder"])}
+
+    return optax.stateless(scale)
+
+
 def warmup_cosine(total_steps: int, *, peak: float, warmup: float = 0.1, final: float = 0.0) -> optax.Schedule:
     """Linear warm-up to the peak, then one half cosine: the default schedule.
 
@@ -97,6 +107,26 @@ def warmup_cosine(total_steps: int, *, peak: float, warmup: float = 0.1, final: 
         decay_steps=total_steps,
         end_value=final * peak,
     )
+
+
+def warmup_poly(total_steps: int, *, peak: float, warmup: float = 0.0, power: float = 0.9) -> optax.Schedule:
+    """Linear warm-up to the peak, then peak (1 - u)^power over what is left: the usual one for segmentation (DeepLab,
+    arXiv 1606.00915).
+
+    Args:
+        total_steps: length in steps.
+        peak: the largest learning rate.
+        warmup: share of the steps spent rising.
+        power: of the fall.
+
+    Returns:
+        A function of the step.
+    """
+    rising = min(round(warmup * total_steps), total_steps - 1)
+    fall = optax.polynomial_schedule(peak, 0.0, power, total_steps - rising)
+    if not rising:
+        return fall
+    return optax.join_schedules([optax.linear_schedule(peak / rising, peak, rising), fall], [rising])
 
 
 def original_schedule(total_steps: int) -> optax.Schedule:

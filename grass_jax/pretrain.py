@@ -14,8 +14,8 @@ from grass_jax import sharding, steps
 from grass_jax.augment import Augmentation, denormalise, two_views
 from grass_jax.build import build_method, build_optimizer, build_schedule
 from grass_jax.checkpoint import Checkpoints, refuse_other_run
-from grass_jax.config import ConfigError, check
-from grass_jax.data.loader import batches, steps_per_epoch
+from grass_jax.config import ConfigError
+from grass_jax.data.loader import batches, fitting_batch_size, steps_per_epoch
 from grass_jax.data.source import TileSource, open_tiles
 from grass_jax.methods import Method
 from grass_jax.models.original_init import original_init
@@ -24,9 +24,11 @@ from grass_jax.report.environment import environment
 from grass_jax.report.log import read_metrics, write_json
 from grass_jax.report.summary import finish
 from grass_jax.sampling import crop_boxes
+from grass_jax.schemas import check
+from grass_jax.segment.watch import watched, watching_hooks
 from grass_jax.state import TrainState, create_state
 from grass_jax.steps import GuidanceSettings, guide
-from grass_jax.train import DivergedError, Phase, Task, train
+from grass_jax.train import DivergedError, Hook, Phase, Task, train
 
 FIGURE_BATCH = 64  # tiles whose contrastive loss guides the pictures; a few of them are drawn
 
@@ -48,7 +50,7 @@ def run(config: Any, workdir: str | Path) -> dict[str, Any] | None:
     """
     check(config)
     began, devices = time.monotonic(), jax.device_count()
-    if config.batch_size % devices:
+    if config.batch_size % devices:  # known before any tile is prepared
         raise ConfigError(f"config.batch_size must be a multiple of the {devices} devices, not {config.batch_size}.")
     workdir, first = Path(workdir).expanduser(), jax.process_index() == 0
     source = open_source(config.data)
@@ -56,6 +58,7 @@ def run(config: Any, workdir: str | Path) -> dict[str, Any] | None:
     batch_size = fitting_batch_size(config.batch_size, tiles=len(source), devices=mesh.size)
     length = steps_per_epoch(source, batch_size)
     ends = np.cumsum([config[name].epochs * length for name in config.phases]).tolist()
+    last_steps = dict(zip(config.phases, ends, strict=True))
     data = {"tiles": len(source), "batch_size": batch_size, "tiles_digest": source.digest()}
     with Checkpoints(workdir, keep=config.checkpoint.keep, keep_steps=tuple(ends)) as checkpoints:
         done = checkpoints.latest or 0
@@ -66,7 +69,7 @@ def run(config: Any, workdir: str | Path) -> dict[str, Any] | None:
                 "%s: this run has ended after %d steps; more epochs or another --workdir go on.", workdir, done
             )
             if first and not (workdir / "summary.json").exists():  # killed between the last checkpoint and this
-                finish(workdir, steps=done, tiles=len(source))
+                finish(workdir, steps=done, tiles=len(source), more=watched(workdir, last_steps))
             return None
         if first:
             (workdir / "summary.json").unlink(missing_ok=True)  # of a shorter run that this one continues
@@ -96,7 +99,10 @@ def run(config: Any, workdir: str | Path) -> dict[str, Any] | None:
                 f"{error} The run has stopped; its last good checkpoint is step {checkpoints.latest or 0}. Lower the "
                 "learning rate (config.schedule.peak with the cosine schedule) and start again in another --workdir."
             ) from None
-    return finish(workdir, steps=ends[-1], tiles=len(source), seconds=time.monotonic() - began) if first else None
+    if not first:
+        return None
+    seconds = time.monotonic() - began
+    return finish(workdir, steps=ends[-1], tiles=len(source), seconds=seconds, more=watched(workdir, last_steps))
 
 
 def open_source(data: Any) -> TileSource:
@@ -117,20 +123,6 @@ def open_source(data: Any) -> TileSource:
         )
     except (ValueError, OSError) as error:
         raise ConfigError(str(error)) from error
-
-
-def fitting_batch_size(batch_size: int, *, tiles: int, devices: int) -> int:
-    """Cuts a batch that is larger than the data, to a number of tiles that the devices can share.
-
-    Raises:
-        ConfigError: what is left has fewer than two tiles.
-    """
-    cut = min(batch_size, tiles // devices * devices)
-    if cut < 2:
-        raise ConfigError(f"{tiles} tiles are too few for {devices} devices: add images, or lower config.data.stride.")
-    if cut < batch_size:
-        logging.warning("config.batch_size is %d but there are %d tiles: using %d.", batch_size, tiles, cut)
-    return cut
 
 
 def pretraining_task(
@@ -180,22 +172,28 @@ def pretraining_task(
         )
         return ({"image": batch["image"]} for batch in rows)
 
+    init = partial(
+        create_state,
+        init_key,
+        method,
+        optimizer,
+        size=augmentation.size,
+        reinitialise=original_init if config.model.init == "original" else None,
+    )
+    pictures = guidance_pictures(config, source, method, augment, hp, augmentation, workdir)
+    length = steps_per_epoch(source, batch_size)
     return Task(
-        init=partial(
-            create_state,
-            init_key,
-            method,
-            optimizer,
-            size=augmentation.size,
-            reinitialise=original_init if config.model.init == "original" else None,
-        ),
+        init=init,
         phases=phases,
         batches=batches_of,
         batch_size=batch_size,
-        steps_per_epoch=steps_per_epoch(source, batch_size),
+        steps_per_epoch=length,
         schedule=np.asarray(jax.vmap(schedule)(np.arange(ends[-1]))),
-        watch=fallback_watch(steps_per_epoch(source, batch_size)),
-        phase_end=guidance_pictures(config, source, method, augment, hp, augmentation, workdir),
+        watch=fallback_watch(length),
+        hooks=(
+            Hook(pictures),
+            *watching_hooks(config, method, init, augmentation, hp, workdir, length),
+        ),
     )
 
 
@@ -232,7 +230,7 @@ def guidance_pictures(
     hp: GuidanceSettings,
     augmentation: Augmentation,
     workdir: Path,
-) -> Callable[[Phase, TrainState], None]:
+) -> Callable[[Phase, int, TrainState], dict[str, float]]:
     """Makes the hook that draws what the guidance would do to the same few tiles at the end of every phase."""
     drawn = min(config.log.figure_tiles, len(source))
     chosen = np.random.default_rng(config.seed).permutation(len(source))[: min(FIGURE_BATCH, len(source))]
@@ -246,11 +244,11 @@ def guidance_pictures(
         shown = [denormalise(images[:drawn, 0], augmentation) for images in first]
         return *shown, guidance.maps[:drawn, 0], guidance.boxes[:drawn, 0], guidance.fallback[:drawn, 0]
 
-    def draw(phase: Phase, state: TrainState) -> None:
+    def draw(phase: Phase, step: int, state: TrainState) -> dict[str, float]:
         if drawn == 0 or jax.process_index() != 0:
-            return
+            return {}
         # this process alone draws: on one device, with its copy of the state
-        own = jax.tree.map(lambda a: a.addressable_data(0), state)
+        own = sharding.own_copy(state)
         images = np.stack([source[int(i)]["image"] for i in chosen])
         views, guided, maps, boxes, fallback = jax.device_get(explain(own, images))
         try:
@@ -260,12 +258,13 @@ def guidance_pictures(
                 maps,
                 boxes,
                 guided,
-                title=f"Guidance after {phase.name}: {phase.end} steps",
+                title=f"Guidance after {phase.name}: {step} steps",
                 fallback=fallback,
                 threshold=hp.threshold,
             )
             figures.curves(workdir / "figures" / "curves.png", read_metrics(workdir))
         except OSError as error:  # a full disk must not cost the checkpoint that follows
             logging.warning("The figures of %s could not be written: %s", phase.name, error)
+        return {}
 
     return draw

@@ -71,3 +71,25 @@ def initialize(coordinator: str = "", processes: int = 1, process: int = 0) -> N
         # jax's word for "no cluster here"; everything else is a cluster that does not work
         if "coordinator_address" not in str(error):
             raise
+
+
+def own_copy(tree: Any) -> Any:
+    """This process's copy of replicated arrays, on one of its devices: for work that it does alone."""
+    return jax.tree.map(lambda a: a.addressable_data(0), tree)
+
+
+def local_mesh() -> Mesh:
+    """A mesh over the devices of this process alone, for work that processes divide among themselves."""
+    return make_mesh(jax.local_devices())
+
+
+def sum_over_processes(counts: np.ndarray) -> np.ndarray:
+    """Adds up an array of int64 counts of the same shape over all processes, exactly; every process gets the sum."""
+    if jax.process_count() == 1:
+        return counts
+    from jax.experimental import multihost_utils
+
+    # two halves of 32 bits: JAX has no 64-bit integers by default
+    halves = np.stack([counts & 0xFFFFFFFF, counts >> 32]).astype(np.uint32)
+    gathered = np.asarray(multihost_utils.process_allgather(halves)).astype(np.int64)
+    return (gathered[:, 0] + (gathered[:, 1] << 32)).sum(0)

@@ -104,26 +104,65 @@ def load_encoder(workdir: str | Path, step: int | None = None) -> Encoder:
     Raises:
         FileNotFoundError: there is no run, or no checkpoint of that step.
     """
-    workdir = Path(workdir).expanduser().absolute()
-    if not (workdir / "config.json").exists():
-        raise FileNotFoundError(f"{workdir} holds no pretraining run: give the --workdir of one.")
-    config = json.loads((workdir / "config.json").read_text())["config"]
+    config = run_config(workdir, task="pretrain")
     module = build_encoder(**config["model"])
     shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)), train=False))
-    one_device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    wanted = jax.tree.map(
-        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=one_device),
-        {"params": {"encoder": shapes["params"]}, "stats": {"encoder": shapes["batch_stats"]}},
-    )
-    steps = sorted(ocp.utils.checkpoint_steps(workdir / "checkpoints"))
+    wanted = {"params": {"encoder": shapes["params"]}, "stats": {"encoder": shapes["batch_stats"]}}
+    restored = restore_part(workdir, wanted, step)
+    variables = {"params": restored["params"]["encoder"], "batch_stats": restored["stats"]["encoder"]}
+    return Encoder(module, variables, tuple(config["augment"]["mean"]), tuple(config["augment"]["std"]))
+
+
+TASK_WORDS = {"pretrain": "pretraining", "segment": "segmentation"}
+
+
+def run_config(workdir: str | Path, *, task: str) -> dict[str, Any]:
+    """Reads the resolved configuration of a run.
+
+    Args:
+        workdir: folder of the run.
+        task: what the run must be: `pretrain` or `segment`.
+
+    Returns:
+        The configuration as nested dicts.
+
+    Raises:
+        FileNotFoundError: there is no such run.
+    """
+    path = Path(workdir).expanduser().absolute() / "config.json"
+    if not path.exists():
+        raise FileNotFoundError(f"{path.parent} holds no {TASK_WORDS[task]} run: give the --workdir of one.")
+    config = json.loads(path.read_text())["config"]
+    found = config.get("task", "pretrain")
+    if found != task:
+        raise FileNotFoundError(f"{path.parent} holds a {found} run: give the --workdir of a {TASK_WORDS[task]} run.")
+    return config
+
+
+def restore_part(workdir: str | Path, wanted: Any, step: int | None = None) -> Any:
+    """Reads a part of a checkpoint, onto one device.
+
+    Args:
+        workdir: folder of the run.
+        wanted: the part's tree, of anything with shape and dtype.
+        step: of a checkpoint that was kept; None takes the newest.
+
+    Returns:
+        The tree with arrays.
+
+    Raises:
+        FileNotFoundError: there is no checkpoint of that step.
+    """
+    checkpoints = Path(workdir).expanduser().absolute() / "checkpoints"
+    steps = sorted(ocp.utils.checkpoint_steps(checkpoints)) if checkpoints.is_dir() else []
     if not steps or step not in (None, *steps):
-        raise FileNotFoundError(f"{workdir} has no checkpoint of step {step or 'any'}: it has {steps}.")
+        raise FileNotFoundError(f"{checkpoints.parent} has no checkpoint of step {step or 'any'}: it has {steps}.")
+    one_device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    wanted = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=one_device), wanted)
     with ocp.PyTreeCheckpointer() as checkpointer:
-        restored = checkpointer.restore(
-            workdir / "checkpoints" / str(step or steps[-1]) / "default",
+        return checkpointer.restore(
+            checkpoints / str(step or steps[-1]) / "default",
             args=ocp.args.PyTreeRestore(
                 item=wanted, partial_restore=True, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted)
             ),
         )
-    variables = {"params": restored["params"]["encoder"], "batch_stats": restored["stats"]["encoder"]}
-    return Encoder(module, variables, tuple(config["augment"]["mean"]), tuple(config["augment"]["std"]))

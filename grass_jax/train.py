@@ -26,6 +26,26 @@ class Phase(NamedTuple):
     end: int
 
 
+class Hook(NamedTuple):
+    """Something that looks at the state between two updates: a probe, a validation, a picture.
+
+    Attributes:
+        run: (phase, step, state) -> numbers for the log; `step` updates have been done. Every process calls it.
+        every: steps between two calls; 0 calls it at the ends of phases alone, which always count.
+        at_start: also before the first step of the run, with the first phase and step 0.
+        saves: each call is followed by a checkpoint with its numbers.
+    """
+
+    run: Callable[[Phase, int, TrainState], dict[str, float]]
+    every: int = 0
+    at_start: bool = False
+    saves: bool = False
+
+    def due(self, phase: Phase, step: int) -> bool:
+        """Says whether the hook runs after this step."""
+        return step == phase.end or (self.every > 0 and step % self.every == 0)
+
+
 class Task(NamedTuple):
     """What the loop runs.
 
@@ -37,7 +57,7 @@ class Task(NamedTuple):
         steps_per_epoch: full batches in the data.
         schedule: learning rate of every step, for the log; on the host, so that logging asks no device.
         watch: (phase, step, metrics) sees the numbers of every step.
-        phase_end: (phase, state) is called after the last step of a phase, before its checkpoint.
+        hooks: in the order in which they run, each before the checkpoint of its step.
     """
 
     init: Callable[[], TrainState]
@@ -47,7 +67,7 @@ class Task(NamedTuple):
     steps_per_epoch: int
     schedule: np.ndarray
     watch: Callable[[Phase, int, dict[str, float]], None]
-    phase_end: Callable[[Phase, TrainState], None]
+    hooks: tuple[Hook, ...] = ()
 
 
 class DivergedError(RuntimeError):
@@ -97,6 +117,8 @@ def train(
         Progress(task.phases[-1].end, start_step=start, images_per_step=task.batch_size, enabled=first) as progress,
     ):
         report = _Report(task, log, progress, log_every)
+        if not start:
+            report.hooks([hook for hook in task.hooks if hook.at_start], task.phases[0], 0, state)
         for phase in task.phases:
             if start >= phase.end:
                 continue
@@ -105,13 +127,15 @@ def train(
             for i, batch in enumerate(task.batches(begin, phase.end), begin):
                 state, metrics = step(state, global_batch(batch, mesh), jax.random.fold_in(key, i))
                 report.late(phase, i + 1, metrics)
-                if i + 1 == phase.end or (i + 1) % checkpoint_every == 0:
+                due = [hook for hook in task.hooks if hook.due(phase, i + 1)]
+                save = i + 1 == phase.end or (i + 1) % checkpoint_every == 0 or any(hook.saves for hook in due)
+                if due or save:
                     report.flush()
                     if not all_finite(state):
                         raise DivergedError(f"The state after step {i + 1} is not finite.")
-                    if i + 1 == phase.end:
-                        task.phase_end(phase, state)
-                    checkpoints.save(i + 1, state)
+                    numbers = report.hooks(due, phase, i + 1, state)
+                    if save:
+                        checkpoints.save(i + 1, state, numbers)
     return state
 
 
@@ -133,7 +157,7 @@ class _Report:
         self._waiting = None
         metrics = {name: float(value) for name, value in jax.device_get(on_device).items()}
         done, length = step - phase.begin, self._task.steps_per_epoch
-        epoch, epochs = -(-done // length), (phase.end - phase.begin) // length
+        epoch, epochs = -(-done // length), -(-(phase.end - phase.begin) // length)
         self._progress.update(step, phase=phase.name, epoch=epoch, epochs=epochs, loss=metrics["loss"])
         if step % self._every == 0 or step in (1, phase.end):
             self._log.write(
@@ -149,3 +173,12 @@ class _Report:
                 f"The loss of step {step} is {metrics['loss']:g} and its gradient norm {metrics['gradient_norm']:g}."
             )
         self._task.watch(phase, step, metrics)
+
+    def hooks(self, hooks: list[Hook], phase: Phase, step: int, state: TrainState) -> dict[str, float]:
+        numbers = {}
+        for hook in hooks:
+            found = hook.run(phase, step, state)
+            if found:
+                self._log.write(step, epoch=step / self._task.steps_per_epoch, phase=phase.name, **found)
+            numbers |= found
+        return numbers

@@ -5,9 +5,38 @@ import re
 import pytest
 from ml_collections import ConfigDict
 
-from grass_jax.config import PHASE_RULES, RULES, ConfigError, check, differing, flatten
+from configs import evaluate, gs, predict, segment
+from grass_jax.config import ConfigError, differing, flatten, phase_length
+from grass_jax.schemas import PRETRAINING, SCHEMAS, check
 
+LABELLED = {
+    "name": "sample",
+    "path": "",
+    "images": "images",
+    "masks": "masks",
+    "attribute": "",
+    "radius": 2,
+    "classes": (),
+    "mask_values": (),
+    "ignore": (255,),
+    "colours": (),
+    "background": "",
+    "split": "group",
+    "group": "",
+    "group_tables": (),
+    "test": "",
+    "validation": "",
+    "block": 0,
+    "guard": 0,
+    "split_seed": 0,
+    "ignored": (),
+    "gsd": 0.0,
+    "tile_size": 96,
+    "stride": 0,
+    "data_dir": "",
+}
 GOOD = {
+    "task": "pretrain",
     "name": "gs",
     "preset": "sample",
     "seed": 0,
@@ -15,6 +44,7 @@ GOOD = {
     "data": {
         "name": "sample",
         "path": "",
+        "exclude": "",
         "split": "train",
         "tile_size": 96,
         "stride": 0,
@@ -53,6 +83,17 @@ GOOD = {
     "phases": ("warmup", "gs"),
     "warmup": {"step": "warmup_step", "epochs": 2},
     "gs": {"step": "gs_step", "epochs": 3},
+    "probe": {
+        "every_epochs": 1.0,
+        "labels": "250",
+        "labels_seed": 0,
+        "l2": 1e-3,
+        "window": 0,
+        "overlap": 0.0,
+        "batch_size": 16,
+        "purity_tiles": 256,
+        "data": LABELLED,
+    },
     "checkpoint": {"every_epochs": 1, "keep": 3},
     "log": {"every": 10, "tensorboard": True, "figure_tiles": 8},
     "compilation_cache": "",
@@ -63,7 +104,35 @@ PROBABILITIES = ((0, 1, 0.3), (-0.1, 1.1, NAN, True, "0.5", None))
 SIZES = ((0, 0.0, 3), (-1, NAN, INF, False, "1"))
 SWITCHES = ((True, False), (0, 1, "True", None))
 TEXTS = (("", "text"), (None, 1, ("text",)))
+LISTS = (((), ("a",), ["b", "c"]), ("text", None, 3))
+LABELLED_CASES = {
+    "name": (("sample",), ("", "image_folder", None)),
+    "path": (("",), (None, 1)),
+    "images": TEXTS,
+    "masks": TEXTS,
+    "attribute": TEXTS,
+    "radius": ((0, 3), (-1, 1.5)),
+    "classes": LISTS,
+    "mask_values": (((), (1, (2, 3)), ("#FF0000",)), ("1", None)),
+    "ignore": (((), (0, 255)), (0, None)),
+    "colours": LISTS,
+    "background": TEXTS,
+    "split": (("file", "group"), ("tile", "")),
+    "group": (("", r"(tile\d+)"), ("(", None)),
+    "group_tables": LISTS,
+    "test": (("", "^val/", "0.2"), ("(", 0.2)),
+    "validation": (("", "0.1"), ("[", 0.1)),
+    "block": ((0, 512), (-1, 0.5)),
+    "guard": ((0, 64), (-1, None)),
+    "split_seed": ((0, 3), (-1, "0")),
+    "ignored": (((), (("a", 0, 0, 64, -1),)), ("a", None)),
+    "gsd": SIZES,
+    "tile_size": ((32, 512), (31, 64.0)),
+    "stride": ((0, 128), (-1, 0.5)),
+    "data_dir": TEXTS,
+}
 CASES = {
+    "task": (("pretrain",), ()),
     "name": TEXTS,
     "preset": TEXTS,
     "seed": ((0, 7), (-1, 0.0, True, "0", None)),
@@ -119,6 +188,15 @@ CASES = {
         (("gs",), ["warmup"], ("gs", "warmup")),
         ((), "gs", ("gs", "gs"), ("warmup", 1), None),
     ),
+    "probe.every_epochs": ((0, 0.5, 4), (-1, NAN, "1")),
+    "probe.labels": (("all", "50", "0.1"), (50, None)),
+    "probe.labels_seed": ((0, 4), (-1, 0.5)),
+    "probe.l2": ((1e-6, 1), (0, -1, INF)),
+    "probe.window": ((0, 256), (-1, 64.0)),
+    "probe.overlap": ((0, 0.5), (1, -0.1)),
+    "probe.batch_size": ((1, 64), (0, 8.0)),
+    "probe.purity_tiles": ((0, 512), (-1, 2.0)),
+    **{f"probe.data.{key}": cases for key, cases in LABELLED_CASES.items()},
     "checkpoint.every_epochs": ((0.5, 1, 10), (0, -1, NAN, True)),
     "checkpoint.keep": ((1, 5), (0, 1.0)),
     "log.every": ((1, 100), (0, 1.0)),
@@ -143,7 +221,7 @@ def changed(**values):
 
 
 def test_every_rule_has_its_cases():
-    assert CASES.keys() == RULES.keys() | {f"gs.{key}" for key in PHASE_RULES}
+    assert CASES.keys() == PRETRAINING.rules.keys() | {f"gs.{key}" for key in PRETRAINING.phase_rules}
 
 
 @pytest.mark.parametrize("wrap", [ConfigDict, dict])
@@ -192,11 +270,13 @@ def test_an_unknown_key_is_named_with_what_was_meant(key, guess):
     assert str(error.value) == f"config.{key} is not a key of the configuration{ending}"
 
 
-@pytest.mark.parametrize("key", list(flatten(GOOD)))
+@pytest.mark.parametrize("key", [key for key in flatten(GOOD) if key != "task"])
 def test_a_missing_key_is_named(key):
     *sections, last = key.split(".")
     config = copy.deepcopy(GOOD)
-    place = config[sections[0]] if sections else config
+    place = config
+    for section in sections:
+        place = place[section]
     del place[last]
     with pytest.raises(ConfigError, match=rf"^config\.{re.escape(key)} is missing: it must be .+\.$"):
         check(config)
@@ -242,6 +322,55 @@ def test_the_guidance_map_has_more_than_one_value():
         check(changed(**{"augment.size": 63, "model.output_stride": 32}))
     check(changed(**{"augment.size": 64, "model.output_stride": 32}))
     check(changed(**{"augment.size": 32, "model.output_stride": 32, "phases": ("warmup",)}))  # has no guidance
+
+
+def test_an_unknown_task_is_named():
+    with pytest.raises(ConfigError, match=r"config\.task must be 'pretrain', 'segment', .*, not 'train'"):
+        check(changed(task="train"))
+
+
+@pytest.mark.parametrize("file", [segment, evaluate])
+def test_a_labelled_folder_needs_a_folder_and_classes(file, tmp_path):
+    config = file.get_config("folder")
+    with pytest.raises(ConfigError, match=r"config\.data\.path must be the folder of the labelled images"):
+        check(config)
+    config.data.path = str(tmp_path)
+    with pytest.raises(ConfigError, match=r"config\.data\.classes must name two classes or more, not 0"):
+        check(config)
+    config.data.classes = ("a", "b")
+    check(config)
+    config.data.split = "block"
+    with pytest.raises(ConfigError, match=r"config\.data\.block must be at least the tile size, 256"):
+        check(config)
+    config.data.update({"block": 256, "name": "sample"})
+    with pytest.raises(ConfigError, match=r"config\.data\.path is given but config\.data\.name is 'sample'"):
+        check(config)
+
+
+def test_class_weights_are_as_many_as_the_classes(tmp_path):
+    config = segment.get_config("folder")
+    config.data.update({"path": str(tmp_path), "classes": ("a", "b", "c")})
+    config.loss.class_weights = (1.0, 2.0)
+    with pytest.raises(ConfigError, match=r"a number for each of the 3 classes, or none, not 2"):
+        check(config)
+
+
+def test_a_probe_that_is_on_needs_its_data(tmp_path):
+    config = gs.get_config("folder")
+    config.data.path = str(tmp_path)
+    check(config)
+    config.probe.every_epochs = 1.0
+    with pytest.raises(ConfigError, match=r"config\.probe\.data\.path must be the folder"):
+        check(config)
+
+
+def test_every_task_has_a_config():
+    assert SCHEMAS.keys() == {file.get_config().task for file in (gs, segment, evaluate, predict)}
+
+
+def test_a_phase_says_its_length_in_epochs_or_steps():
+    assert phase_length({"epochs": 3, "step": "gs_step"}, 7) == 21
+    assert phase_length({"steps": 300}, 7) == 300
 
 
 def test_flatten_names_nested_keys():

@@ -71,3 +71,13 @@ def test_warmup_cosine_rises_and_falls():
     np.testing.assert_allclose(rates[:11], 0.2 + (2 - 0.2) * np.arange(11) / 10, rtol=1e-6)
     cosine = 0.02 + (2 - 0.02) * 0.5 * (1 + np.cos(np.pi * np.arange(91) / 90))
     np.testing.assert_allclose(rates[10:], cosine, rtol=1e-5)
+
+
+def test_warmup_poly_is_deeplabs_schedule():
+    from grass_jax.optim import warmup_poly
+
+    schedule = warmup_poly(100, peak=0.01, warmup=0.1, power=0.9)
+    steps = np.arange(100)
+    expected = np.where(steps < 10, 0.001 + 0.009 * steps / 10, 0.01 * (1 - np.maximum(steps - 10, 0) / 90) ** 0.9)
+    np.testing.assert_allclose([float(schedule(s)) for s in steps], expected, rtol=1e-5)
+    np.testing.assert_allclose([float(warmup_poly(4, peak=1.0, power=1.0)(s)) for s in range(4)], [1, 0.75, 0.5, 0.25])

@@ -3,8 +3,8 @@
 import pytest
 from ml_collections import ConfigDict
 
-from configs import gs, warmup
-from grass_jax.config import check
+from configs import evaluate, gs, predict, segment, warmup
+from grass_jax.schemas import check
 
 
 @pytest.mark.parametrize("preset", gs.PRESETS)
@@ -16,6 +16,23 @@ def test_every_preset_passes_the_check(file, preset, tmp_path):
     check(config)
     assert config.preset == preset
     assert isinstance(config, ConfigDict)
+
+
+@pytest.mark.parametrize(("file", "preset"), [(f, p) for f in (segment, evaluate) for p in f.PRESETS])
+def test_every_preset_of_segmentation_passes_the_check(file, preset, tmp_path):
+    config = file.get_config(preset)
+    if config.data.name == "segmentation_folder":
+        config.data.path = str(tmp_path)
+        if preset.startswith("folder"):
+            config.data.classes = ("town", "country")
+    check(config)
+    assert config.preset == preset
+
+
+@pytest.mark.parametrize("file", [segment, evaluate, predict])
+def test_an_unknown_preset_of_segmentation_names_the_known_ones(file):
+    with pytest.raises(ValueError, match=r"sample.*, not 'huge'"):
+        file.get_config("huge")
 
 
 def test_an_unknown_preset_names_the_known_ones():

@@ -14,6 +14,7 @@ from grass_jax import pretrain
 from grass_jax.build import build_schedule
 from grass_jax.checkpoint import ResumeError, refuse_other_run
 from grass_jax.config import ConfigError
+from grass_jax.data.loader import fitting_batch_size
 from grass_jax.report.log import read_metrics
 from grass_jax.sharding import make_mesh
 from grass_jax.state import load_encoder
@@ -35,7 +36,7 @@ def arrays(workdir: Path) -> list[np.ndarray]:
 def one_device():
     """The job on a single device: it is the arithmetic of one machine that must repeat bit for bit."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pretrain.sharding, "make_mesh", lambda: make_mesh(jax.devices()[:1]))
+        patch.setattr(pretrain.sharding, "make_mesh", lambda devices=None: make_mesh(jax.devices()[:1]))
         yield
 
 
@@ -162,12 +163,12 @@ def test_one_schedule_per_phase_starts_again(tiny):
 
 
 def test_a_batch_larger_than_the_data_is_cut(caplog):
-    assert pretrain.fitting_batch_size(64, tiles=100, devices=8) == 64
+    assert fitting_batch_size(64, tiles=100, devices=8) == 64
     with caplog.at_level("WARNING", logger="absl"):
-        assert pretrain.fitting_batch_size(64, tiles=30, devices=4) == 28
+        assert fitting_batch_size(64, tiles=30, devices=4) == 28
     assert "using 28" in caplog.text
     with pytest.raises(ConfigError, match="too few"):
-        pretrain.fitting_batch_size(8, tiles=1, devices=1)
+        fitting_batch_size(8, tiles=1, devices=1)
 
 
 def test_most_views_falling_back_is_said_once(caplog):

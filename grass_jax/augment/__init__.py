@@ -1,5 +1,9 @@
-"""Augmented views, made on the device from keys: `two_views`, and its parts as functions of their own."""
+"""Augmented images, made on the device from keys, and the parts as functions of their own.
 
+`two_views` makes the views of pretraining, `augment_pairs` changes labelled tiles and their masks together.
+"""
+
+from grass_jax.augment.bands import BandStatistics, denormalise, normalise, unit_range
 from grass_jax.augment.blur import gaussian_blur
 from grass_jax.augment.colour import (
     Jitter,
@@ -12,27 +16,45 @@ from grass_jax.augment.colour import (
     draw_jitter,
     greyscale,
 )
-from grass_jax.augment.geometry import horizontal_flip, random_resized_crop_box, resized_crop
-from grass_jax.augment.views import Augmentation, Geometry, denormalise, normalise, one_view, two_views
+from grass_jax.augment.geometry import (
+    horizontal_flip,
+    nearest_crop,
+    oriented,
+    random_resized_crop_box,
+    random_square_box,
+    resized_crop,
+)
+from grass_jax.augment.pairs import PairAugmentation, Placement, augment_pairs, draw_placement, one_pair
+from grass_jax.augment.views import Augmentation, Geometry, one_view, two_views
 
 __all__ = [
     "Augmentation",
+    "BandStatistics",
     "Geometry",
     "Jitter",
+    "PairAugmentation",
+    "Placement",
     "adjust_brightness",
     "adjust_contrast",
     "adjust_hue",
     "adjust_saturation",
     "apply_jitter",
+    "augment_pairs",
     "colour_jitter",
     "denormalise",
     "draw_jitter",
+    "draw_placement",
     "gaussian_blur",
     "greyscale",
     "horizontal_flip",
+    "nearest_crop",
     "normalise",
+    "one_pair",
     "one_view",
+    "oriented",
     "random_resized_crop_box",
+    "random_square_box",
     "resized_crop",
     "two_views",
+    "unit_range",
 ]

@@ -41,10 +41,34 @@ def random_resized_crop_box(
     chosen = jnp.sum(jnp.where(tries == first, sizes, 0), axis=1, dtype=jnp.int32)
     size = jnp.where(first < TRIES, chosen, _central_size(height, width, aspect))
     room = tile - size
-    # The product may round up to room + 1 for very large tiles: hence the minimum.
-    place = jnp.minimum((draws[:, TRIES] * (room + 1).astype(jnp.float32)).astype(jnp.int32), room)
-    corner = jnp.where(first < TRIES, place, room // 2)
+    corner = jnp.where(first < TRIES, _place(draws[:, TRIES], room), room // 2)
     return jnp.concatenate([corner, corner + size])
+
+
+def random_square_box(key: jax.Array, height: int, width: int, side: Sequence[float]) -> jax.Array:
+    """Draw a square box of random size and place; a side that the tile has no room for becomes the tile's shorter one.
+
+    Args:
+        key: random key.
+        height: rows of the tile, pixels.
+        width: columns of the tile, pixels.
+        side: shortest and longest side of the box, pixels; its logarithm is uniform, so that half and double the
+            geometric mean are equally likely.
+
+    Returns:
+        (4,) int32 box (y0, x0, y1, x1), half-open, in tile pixels.
+    """
+    draws = jax.random.uniform(key, (3,), jnp.float32)
+    low, high = math.log(side[0]), math.log(side[1])
+    drawn = jnp.clip(jnp.round(jnp.exp(low + (high - low) * draws[0])), 1, min(height, width)).astype(jnp.int32)
+    corner = _place(draws[1:], np.array([height, width], np.int32) - drawn)
+    return jnp.concatenate([corner, corner + drawn])
+
+
+def _place(draws: jax.Array, room: jax.Array | np.ndarray) -> jax.Array:
+    """Corner of a box, uniform over the whole numbers 0..room, from draws in [0, 1)."""
+    # The product may round up to room + 1 for very large tiles: hence the minimum.
+    return jnp.minimum((draws * (room + 1).astype(jnp.float32)).astype(jnp.int32), room)
 
 
 def _central_size(height: int, width: int, aspect: Sequence[float]) -> np.ndarray:
@@ -98,3 +122,55 @@ def horizontal_flip(image: jax.Array, flip: jax.Array | bool) -> jax.Array:
         (h, w, c) of the image's dtype.
     """
     return jnp.where(flip, image[:, ::-1], image)
+
+
+def nearest_crop(mask: jax.Array, box: jax.Array, size: int) -> jax.Array:
+    """Cut a box out of a mask and resize it to the nearest pixel, as `resized_crop` does with the image.
+
+    A pixel of the result reads the pixel that its centre falls into, as with Pillow's NEAREST.
+
+    Args:
+        mask: (h, w) uint8.
+        box: (4,) int32 (y0, x0, y1, x1), half-open, inside the mask.
+        size: height and width of the result, pixels.
+
+    Returns:
+        (size, size) uint8.
+    """
+    # In whole numbers, floor((i + 1/2) length / size): rounding cannot move an index.
+    twice_centres = 2 * np.arange(size, dtype=np.int32) + 1
+    row = box[0] + twice_centres * (box[2] - box[0]) // (2 * size)
+    column = box[1] + twice_centres * (box[3] - box[1]) // (2 * size)
+    # A TPU gathers one index after another while its matrix unit is idle; a CPU is the other way round.
+    return jax.lax.platform_dependent(mask, row, column, tpu=_pick_by_product, default=_pick_by_gather)
+
+
+def _pick_by_gather(mask: jax.Array, row: jax.Array, column: jax.Array) -> jax.Array:
+    return mask[row][:, column]
+
+
+def _pick_by_product(mask: jax.Array, row: jax.Array, column: jax.Array) -> jax.Array:
+    """Do the same with one-hot matrices: whole numbers up to 256 are exact in bfloat16."""
+    pick_rows = jax.nn.one_hot(row, mask.shape[0], dtype=jnp.bfloat16)
+    pick_columns = jax.nn.one_hot(column, mask.shape[1], dtype=jnp.bfloat16)
+    rows = jnp.einsum("yh,hw->yw", pick_rows, mask.astype(jnp.bfloat16))
+    return jnp.einsum("xw,yw->yx", pick_columns, rows).astype(mask.dtype)
+
+
+def oriented(
+    image: jax.Array, transposed: jax.Array | bool, upside_down: jax.Array | bool, mirrored: jax.Array | bool
+) -> jax.Array:
+    """Give a square image one of its eight orientations: transpose it, then flip it top to bottom and left to right.
+
+    Args:
+        image: (s, s) or (s, s, c).
+        transposed: () bool, whether rows and columns change places.
+        upside_down: () bool, whether the rows are then reversed.
+        mirrored: () bool, whether the columns are then reversed.
+
+    Returns:
+        The image's shape and dtype.
+    """
+    image = jnp.where(transposed, jnp.swapaxes(image, 0, 1), image)
+    image = jnp.where(upside_down, image[::-1], image)
+    return horizontal_flip(image, mirrored)

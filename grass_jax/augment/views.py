@@ -1,17 +1,17 @@
 """Two augmented views of every tile: the parts in the original's order."""
 
 import math
-from dataclasses import dataclass, fields
-from numbers import Real
+from dataclasses import dataclass
 from typing import Literal, NamedTuple, overload
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from grass_jax.augment.bands import normalise, unit_range
 from grass_jax.augment.blur import gaussian_blur
 from grass_jax.augment.colour import colour_jitter, greyscale
 from grass_jax.augment.geometry import horizontal_flip, random_resized_crop_box, resized_crop
+from grass_jax.augment.rules import COLOUR_AND_BANDS, PAIR, PROBABILITY, SIZE, check_fields
 
 
 @dataclass(frozen=True)
@@ -54,42 +54,18 @@ class Augmentation:
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
     def __post_init__(self):
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, list):  # from a configuration file; a tuple keeps the whole hashable
-                value = tuple(value)
-                object.__setattr__(self, field.name, value)
-            words, holds = RULES[field.name]
-            if not holds(value):
-                raise ValueError(f"Augmentation {field.name} must be {words}, not {value!r}.")
+        check_fields(self, RULES)
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _are_numbers(value: object, count: int) -> bool:
-    return isinstance(value, tuple | list) and len(value) == count and all(map(_is_number, value))
-
-
-_PROBABILITY = ("a number from 0 to 1", lambda v: _is_number(v) and 0 <= v <= 1)
-_SPREAD = ("a number of at least 0", lambda v: _is_number(v) and v >= 0)
-_PAIR = ("two numbers (low, high) with 0 < low <= high", lambda v: _are_numbers(v, 2) and 0 < v[0] <= v[1])
 RULES = {
-    "size": ("a whole number of at least 1", lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= 1),
-    "area": (_PAIR[0] + " <= 1", lambda v: _PAIR[1](v) and v[1] <= 1),
-    "aspect": _PAIR,
-    "flip": _PROBABILITY,
-    "jitter": _PROBABILITY,
-    "brightness": _SPREAD,
-    "contrast": _SPREAD,
-    "saturation": _SPREAD,
-    "hue": ("a number from 0 to 0.5", lambda v: _is_number(v) and 0 <= v <= 0.5),
-    "greyscale": _PROBABILITY,
-    "blur": _PROBABILITY,
-    "blur_sigma": _PAIR,
-    "mean": ("three numbers", lambda v: _are_numbers(v, 3)),
-    "std": ("three numbers above 0", lambda v: _are_numbers(v, 3) and min(v) > 0),
+    **COLOUR_AND_BANDS,
+    "size": SIZE,
+    "area": (PAIR[0] + " <= 1", lambda v: PAIR[1](v) and v[1] <= 1),
+    "aspect": PAIR,
+    "flip": PROBABILITY,
+    "greyscale": PROBABILITY,
+    "blur": PROBABILITY,
+    "blur_sigma": PAIR,
 }
 
 
@@ -134,18 +110,14 @@ def two_views(
 
     Source: the original's order of transforms (GeoX-Lab/GraSS, its SimCLR pretraining configuration).
     """
-    if images.ndim != 4 or images.shape[-1] != 3:
-        raise ValueError(f"images must be tiles of three bands, (b, h, w, 3), not {images.shape}.")
-    if images.dtype != jnp.uint8 and not jnp.issubdtype(images.dtype, jnp.floating):
-        raise ValueError(f"images must be uint8 in 0..255 or float in 0..1, not {images.dtype}.")
-    scale = 1 / 255 if images.dtype == jnp.uint8 else 1.0
+    images = unit_range(images)
 
     def of_tile(index: jax.Array, image: jax.Array) -> tuple[jax.Array, Geometry]:
         keys = jax.random.split(jax.random.fold_in(key, index))
         return jax.vmap(lambda view_key: one_view(view_key, image, augmentation))(keys)
 
     tiles = jnp.arange(images.shape[0], dtype=jnp.uint32)
-    views, where = jax.vmap(of_tile)(tiles, images.astype(jnp.float32) * np.float32(scale))
+    views, where = jax.vmap(of_tile)(tiles, images)
     return (views, where) if geometry else views
 
 
@@ -184,30 +156,3 @@ def one_view(key: jax.Array, image: jax.Array, augmentation: Augmentation) -> tu
         sigma = jnp.where(draws[2] < a.blur, low + (high - low) * draws[3], 0.0)
         view = gaussian_blur(view, sigma, radius=math.ceil(4 * high))
     return normalise(view, a), Geometry(box, flip)
-
-
-def normalise(views: jax.Array, augmentation: Augmentation) -> jax.Array:
-    """Subtract the mean of each band and divide by its standard deviation.
-
-    Args:
-        views: (..., 3) in [0, 1].
-        augmentation: supplies mean and std.
-
-    Returns:
-        (..., 3).
-    """
-    return (views - np.asarray(augmentation.mean, np.float32)) / np.asarray(augmentation.std, np.float32)
-
-
-def denormalise(views: jax.Array, augmentation: Augmentation) -> jax.Array:
-    """Undo `normalise`, for figures.
-
-    Args:
-        views: (..., 3) normalised.
-        augmentation: supplies mean and std.
-
-    Returns:
-        (..., 3) in [0, 1].
-    """
-    views = views * np.asarray(augmentation.std, np.float32) + np.asarray(augmentation.mean, np.float32)
-    return jnp.clip(views, 0.0, 1.0)

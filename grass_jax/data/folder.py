@@ -3,6 +3,7 @@
 import hashlib
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -61,9 +62,9 @@ def find_images(folder: Path, exclude: str = "") -> list[ImageFile]:
     return sorted(kept)
 
 
-def fingerprint(files: list[ImageFile], tile_size: int, stride: int) -> str:
-    """Twelve hexadecimal digits that change with any file's name, size or time of change, and with the tiling."""
-    digest = hashlib.sha256(f"{tile_size} {stride}\n".encode())
+def fingerprint(files: Sequence[ImageFile], *settings: object) -> str:
+    """Twelve hexadecimal digits that change with any file's name, size or time of change, and with the settings."""
+    digest = hashlib.sha256(" ".join(map(str, settings)).encode() + b"\n")
     for file in files:
         digest.update(os.fsencode(f"{file.name}\0{file.size}\0{file.changed}\n"))
     return digest.hexdigest()[:12]

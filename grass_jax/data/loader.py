@@ -9,6 +9,7 @@ import grain
 import numpy as np
 from absl import flags, logging
 
+from grass_jax.config import ConfigError
 from grass_jax.data.order import epoch_order, find_overlaps
 from grass_jax.data.source import TileSource
 
@@ -16,6 +17,20 @@ from grass_jax.data.source import TileSource
 def steps_per_epoch(source: TileSource, batch_size: int) -> int:
     """Full global batches in one epoch; 0 where the batch is larger than the data."""
     return len(source) // batch_size
+
+
+def fitting_batch_size(batch_size: int, *, tiles: int, devices: int) -> int:
+    """Cuts a batch that is larger than the data, to a number of tiles that the devices can share.
+
+    Raises:
+        ConfigError: what is left has fewer than two tiles.
+    """
+    cut = min(batch_size, tiles // devices * devices)
+    if cut < 2:
+        raise ConfigError(f"{tiles} tiles are too few for {devices} devices: add images, or lower config.data.stride.")
+    if cut < batch_size:
+        logging.warning("config.batch_size is %d but there are %d tiles: using %d.", batch_size, tiles, cut)
+    return cut
 
 
 class BatchSource:

@@ -13,8 +13,9 @@ import tensorflow_datasets as tfds
 from absl import logging
 from PIL import Image
 
-from grass_jax.data.builders.image_folder import ImageFolder, folder_config, log_skipped
+from grass_jax.data.builders.image_folder import ImageFolder, folder_config
 from grass_jax.data.builders.sample import Sample, sample_config
+from grass_jax.data.builders.tiling import kept_tiles, log_barren, log_skipped
 from grass_jax.data.prepare import prepare
 from grass_jax.data.tiles import tile_positions
 
@@ -30,6 +31,7 @@ class TileSource:
         positions: (n, 3) int32 of file, y, x; file counts in `files`, y and x are pixels.
         tile_size: side of a tile in pixels.
         class_names: names of the mask's ids; empty where there are no masks.
+        rows: (n,) numbers of the tiles' records; None where tile i is record i.
     """
 
     name: str
@@ -38,6 +40,7 @@ class TileSource:
     positions: np.ndarray
     tile_size: int
     class_names: tuple[str, ...] = ()
+    rows: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -46,6 +49,12 @@ class TileSource:
         """Sum up which tiles these are: the names of the files and every tile's position."""
         parts = ["\n".join(self.files).encode(), self.positions.tobytes(), str(self.tile_size).encode()]
         return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
+
+    def subset(self, indices: Sequence[int] | np.ndarray) -> "TileSource":
+        """Some of the tiles, in the order of `indices`; their files keep their numbers."""
+        chosen = np.asarray(indices, np.int64)
+        rows = chosen if self.rows is None else self.rows[chosen]
+        return dataclasses.replace(self, positions=self.positions[chosen], rows=rows)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         """Decode one tile.
@@ -63,7 +72,7 @@ class TileSource:
         if not 0 <= index < len(self):
             raise IndexError(f"There is no tile {index}: the data set has {len(self)}.")
         try:
-            record = self.records[int(index)]
+            record = self.records[int(index if self.rows is None else self.rows[index])]
             return {name: _decode(record[name]) for name in ("image", "mask") if name in record}
         except Exception as error:
             file, y, x = self.positions[index]
@@ -136,17 +145,36 @@ def open_tiles(
         builder, fresh = prepare(ImageFolder, config, directory)
     else:
         raise ValueError(f"There is no data set {name!r}: use sample or image_folder.")
+    return tiles_of(builder, split, fresh=fresh)
+
+
+def tiles_of(builder: tfds.core.DatasetBuilder, split: str, *, fresh: bool) -> TileSource:
+    """The tiles of a prepared builder; says in the log what was skipped and where earlier states of a folder lie.
+
+    Args:
+        builder: what `prepare` gives.
+        split: name of the split.
+        fresh: whether it has been prepared just now.
+
+    Returns:
+        the tiles.
+
+    Raises:
+        ValueError: for an unknown split, or where records are missing.
+    """
     notes: dict[str, Any] = dict(builder.info.metadata or {})
     if split not in notes["files"]:
-        raise ValueError(f"The data set {name} has no split {split!r}: use {' or '.join(notes['files'])}.")
+        raise ValueError(f"The data set {builder.name} has no split {split!r}: use {' or '.join(notes['files'])}.")
     records = builder.as_data_source(split=split, decoders=_undecoded(builder))  # pyright: ignore[reportCallIssue]
     files = notes["files"][split]
     positions = positions_of(files, notes["tile_size"], notes["stride"])
+    positions = positions[kept_tiles(notes, len(positions))]
     if len(positions) != len(records):
         raise ValueError(f"{builder.data_path} is damaged: delete that folder to have it prepared again.")
-    if name == "image_folder":
+    if "folder" in notes:
         if not fresh:  # a fresh one has just said so
             log_skipped(notes["skipped"], notes["folder"])
+            log_barren(notes.get("barren", ()), notes["folder"])
         _log_outdated(builder, notes)
     logging.info("Using %d tiles of %d file(s) from %s", len(positions), len(files), builder.data_path)
     names = tuple(str(file[0]) for file in files)

@@ -7,7 +7,7 @@ the unbiased one.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, overload
 
 import flax.linen as nn
 import jax
@@ -113,16 +113,22 @@ class ResNet(nn.Module):
     output_stride: int = 32
     dtype: Any = None
 
+    @overload
+    def __call__(self, x: jax.Array, *, train: bool, stages: Literal[False] = False) -> jax.Array: ...
+    @overload
+    def __call__(self, x: jax.Array, *, train: bool, stages: Literal[True]) -> tuple[jax.Array, ...]: ...
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, *, train: bool, stages: bool = False) -> jax.Array | tuple[jax.Array, ...]:
         """Encodes images.
 
         Args:
             x: images, (n, s, s, c), normalised.
             train: normalise by the batch's statistics and update the running ones (mutable `batch_stats`).
+            stages: whether to return what each of the four stages gives, for a decoder.
 
         Returns:
-            Features after the last ReLU, (n, s / output_stride, s / output_stride, d), rounded up.
+            Features after the last ReLU, (n, s / output_stride, s / output_stride, d), rounded up; with `stages` the
+            tuple of the four stages' features, at strides 4, 8, 16 and 32, none beyond the output stride.
 
         Raises:
             ValueError: output_stride is not 8, 16 or 32.
@@ -134,6 +140,7 @@ class ResNet(nn.Module):
         x = nn.relu(norm(name="bn1")(conv(self.width, 7, 2, name="conv1")(x)))
         x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))  # pyright: ignore[reportArgumentType]
         stride, dilation = 4, 1
+        outputs = []
         for stage, count in enumerate(self.blocks):
             for index in range(count):
                 step = 2 if stage > 0 and index == 0 else 1
@@ -152,7 +159,8 @@ class ResNet(nn.Module):
                     name=f"layer{stage + 1}_{index}",
                 )(x)
                 stride *= step
-        return x
+            outputs.append(x)
+        return tuple(outputs) if stages else x
 
 
 resnet18 = partial(ResNet, (2, 2, 2, 2), BasicBlock)

@@ -35,6 +35,8 @@ PANELS = (
             "fallback": "fell back to the whole",
         },
     ),
+    ("Pixel accuracy of the training crops", {"pixel_accuracy": "share of labelled pixels"}),
+    ("mIoU while training", {"validation_miou": "validation scenes", "probe_miou": "linear probe"}),
     ("Gradient norm", {"gradient_norm": "norm of the whole gradient"}),
     ("Images per second", {"images_per_second": "images per second"}),
 )
@@ -91,7 +93,7 @@ def guidance(
     bar = figure.colorbar(scale, ax=axes, location="bottom", shrink=0.5, aspect=40, pad=0.01, ticks=[-1, 0, 1])
     scale_text = f"map value / largest absolute value of the map (black line: threshold, {threshold:g} of the range)"
     bar.set_label(scale_text, fontsize=9)
-    _save(figure, path)
+    save(figure, path)
 
 
 def curves(path: str | os.PathLike, records: Sequence[Mapping[str, Any]]) -> None:
@@ -118,10 +120,11 @@ def curves(path: str | os.PathLike, records: Sequence[Mapping[str, Any]]) -> Non
         ax.set_axis_off()
     if not panels:
         axes[0].text(0, 0.5, "nothing has been logged yet")
-    _save(figure, path)
+    save(figure, path)
 
 
-def _save(figure: Figure, path: str | os.PathLike) -> None:
+def save(figure: Figure, path: str | os.PathLike) -> None:
+    """Writes a figure as a PNG in place of `path`, whole or not at all."""
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png")
 

@@ -56,26 +56,20 @@ class MetricsLog:
         *,
         epoch: float,
         phase: str,
-        loss: Any,
-        learning_rate: Any,
-        images_per_second: Any,
         **metrics: Any,
     ) -> None:
-        """Appends the record of one step and flushes it.
+        """Appends a record of one step and flushes it; several records of a step are read as one.
 
         Args:
-            step: Updates done, from 1.
+            step: Updates done.
             epoch: Epoch of the step.
             phase: Name of the phase.
-            loss: Loss of the step; like every number here a Python, NumPy or jax scalar.
-            learning_rate: Learning rate of the update.
-            images_per_second: Throughput in tiles a second; None while it is not known.
-            **metrics: Further numbers. What is not finite is written as null and kept out of TensorBoard.
+            **metrics: Numbers (Python, NumPy or jax scalars) such as `loss`, `learning_rate` and `images_per_second`;
+                None where one is not known. What is not finite is written as null and kept out of TensorBoard.
         """
         if self._lines is None:
             return
-        numbers = {"loss": loss, "learning_rate": learning_rate, "images_per_second": images_per_second, **metrics}
-        numbers = {name: _finite(value) for name, value in numbers.items()}
+        numbers = {name: _finite(value) for name, value in metrics.items()}
         record = {"step": int(step), "epoch": _plain(epoch), "phase": phase, **numbers}
         self._lines.write(json.dumps(record, allow_nan=False) + "\n")
         self._lines.flush()
@@ -153,7 +147,9 @@ def _records(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
 
 
 def _each_step_once(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    by_step = {record["step"]: record for record in records}
+    by_step: dict[int, dict[str, Any]] = {}
+    for record in records:
+        by_step[record["step"]] = by_step.get(record["step"], {}) | record
     return [by_step[step] for step in sorted(by_step)]
 
 

@@ -4,11 +4,21 @@ import logging
 import sys
 import time
 from collections.abc import Callable
-from typing import TextIO
+from typing import Any, TextIO
 
 from tqdm import tqdm
 
 from grass_jax.report.rate import Rate
+
+
+def counter(iterable: Any = None, **options: Any) -> tqdm:
+    """Makes a line that counts pieces of work of any kind; in a file, where every state stays, it shows rarely.
+
+    Args:
+        iterable: what to count; None counts by `update`.
+        **options: tqdm's `desc`, `total`, `unit`, `unit_scale`, `disable`.
+    """
+    return tqdm(iterable, mininterval=0.5 if sys.stderr.isatty() else 30, **options)
 
 
 class Progress:

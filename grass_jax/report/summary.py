@@ -9,11 +9,14 @@ from grass_jax.report import figures
 from grass_jax.report.log import read_metrics, write_json
 
 
-def finish(workdir: Path, *, steps: int, tiles: int, seconds: float | None = None) -> dict[str, Any]:
-    """Draws the curves and writes `summary.json`; returns its content."""
+def finish(
+    workdir: Path, *, steps: int, tiles: int, seconds: float | None = None, more: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Draws the curves and writes `summary.json` with what `more` adds; returns its content."""
     records = read_metrics(workdir)
-    figures.curves(workdir / "figures" / "curves.png", records)
-    summary = summarise(records, seconds=seconds, steps=steps, tiles=tiles)
+    if records:
+        figures.curves(workdir / "figures" / "curves.png", records)
+    summary = summarise(records, seconds=seconds, steps=steps, tiles=tiles) | (more or {})
     write_json(workdir / "summary.json", summary)
     return summary
 
@@ -31,14 +34,14 @@ def summarise(records: list[dict[str, Any]], *, seconds: float | None, steps: in
         What `summary.json` holds.
     """
     phases = {}
-    for name in dict.fromkeys(record["phase"] for record in records):
-        own = [record for record in records if record["phase"] == name]
+    for name in dict.fromkeys(record["phase"] for record in records if "loss" in record):
+        own = [record for record in records if record["phase"] == name and "loss" in record]
         tenth = max(1, len(own) // 10)
         phases[name] = {"begins": _means(own[:tenth]), "ends": _means(own[-tenth:])}
     return {"steps": steps, "tiles": tiles, "seconds_of_last_session": seconds and round(seconds, 1), "phases": phases}
 
 
 def _means(records: list[dict[str, Any]]) -> dict[str, float]:
-    names = [name for name in records[0] if name not in ("step", "epoch", "phase")]
+    names = dict.fromkeys(n for record in records for n in record if n not in ("step", "epoch", "phase"))
     values = {name: [r[name] for r in records if r.get(name) is not None] for name in names}
     return {name: float(np.mean(numbers)) for name, numbers in values.items() if numbers}

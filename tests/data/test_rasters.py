@@ -5,13 +5,21 @@ import numpy as np
 import pytest
 import rasterio
 from PIL import Image
+from rasterio.crs import CRS
+from rasterio.enums import Resampling
 from rasterio.errors import NotGeoreferencedWarning
+from rasterio.transform import Affine
+from rasterio.vrt import WarpedVRT
 
 from grass_jax.data import rasters
 from grass_jax.data.rasters import UnusableImageError, open_scene
 
 rng = np.random.default_rng(0)
 RGB = rng.integers(0, 256, (20, 31, 3), np.uint8)
+UTM = CRS.from_epsg(26911)
+HALF_METRE = Affine(0.5, 0, 3e5, 0, -0.5, 4e6)
+COS, SIN = 0.5 * np.cos(0.6), 0.5 * np.sin(0.6)
+TURNED = Affine(COS, SIN, 3e5, SIN, -COS, 4e6)
 
 
 def read(path, **options):
@@ -120,3 +128,120 @@ def test_truncated_pixels_are_found_when_the_file_is_opened(tmp_path, name):
     path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
     with pytest.raises(Exception, match=r".+"), open_scene(path):
         pytest.fail("a truncated file was opened")
+
+
+def write_placed(path, bands, crs=UTM, transform=HALF_METRE, **options):
+    bands = np.asarray(bands)
+    profile = {"count": len(bands), "height": bands.shape[1], "width": bands.shape[2], "dtype": bands.dtype}
+    with rasterio.open(path, "w", driver="GTiff", crs=crs, transform=transform, **profile, **options) as raster:
+        raster.write(bands)
+        if "colours" in path.stem:
+            raster.write_colormap(1, {i: (i, 255 - i, 7, 255) for i in range(256)})
+    return path
+
+
+def test_without_a_check_a_broken_file_fails_where_it_is_broken(tmp_path):
+    pixels = rng.integers(0, 256, (3, 600, 300), np.uint8)
+    path = write_placed(tmp_path / "a.tif", pixels, compress="deflate", blockysize=16)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
+    with open_scene(path, verify=False) as scene:
+        np.testing.assert_array_equal(scene.rows(0, 32), pixels[:, :32].transpose(1, 2, 0))
+        with pytest.raises(rasterio.errors.RasterioIOError):
+            scene.rows(560, 592)
+
+
+def test_a_scene_knows_where_it_lies(tmp_path):
+    for crs, transform in [(UTM, TURNED), (None, HALF_METRE)]:
+        with open_scene(write_placed(tmp_path / "a.tif", RGB.transpose(2, 0, 1), crs, transform)) as scene:
+            assert scene.georeference is not None
+            assert scene.georeference.crs == crs
+            assert scene.georeference.transform.almost_equals(transform)
+            assert scene.georeference.gsd == (None if crs is None else pytest.approx(0.5))
+            assert scene.factors == (1, 1)
+    write_tiff(tmp_path / "plain.tif", RGB.transpose(2, 0, 1))
+    Image.fromarray(RGB).save(tmp_path / "a.png")
+    for name in ("plain.tif", "a.png"):
+        with open_scene(tmp_path / name) as scene:
+            assert scene.georeference is None
+            assert scene.valid is None
+
+
+def test_nodata_and_transparency_are_not_valid(tmp_path):
+    cut = np.zeros((20, 31), bool)
+    cut[:4], cut[:, 25:] = True, True
+    bordered = np.where(cut[..., None], np.uint8(0), np.maximum(RGB, 1))
+    infrared = rng.integers(0, 256, (1, 20, 31), np.uint8)
+    write_placed(tmp_path / "a.tif", [*bordered.transpose(2, 0, 1), *infrared], nodata=0)
+    Image.fromarray(np.dstack([RGB, np.where(cut, 0, 255).astype(np.uint8)])).save(tmp_path / "a.png")
+    for name in ("a.tif", "a.png"):
+        with open_scene(tmp_path / name) as scene:
+            assert scene.valid is not None
+            np.testing.assert_array_equal(scene.valid(0, 20), ~cut)
+            np.testing.assert_array_equal(scene.valid(2, 11), ~cut[2:11])
+
+
+@pytest.mark.parametrize("transform", [HALF_METRE, TURNED], ids=["north up", "turned"])
+@pytest.mark.parametrize(("gsd", "way"), [(1.25, Resampling.average), (0.2, Resampling.bilinear)])
+def test_resampling_agrees_with_gdal(tmp_path, transform, gsd, way):
+    # Smooth, as GDAL weighs the pixels under an edge in steps.
+    y, x = np.mgrid[:60, :90]
+    bands = np.stack([2 * x + y, 100 + 90 * np.sin(x / 9), 100 + 90 * np.cos(y / 7)]).astype(np.uint8)
+    path = write_placed(tmp_path / "a.tif", bands, transform=transform)
+    with open_scene(path, gsd=gsd) as scene:
+        assert (scene.height, scene.width) == (round(60 * 0.5 / gsd), round(90 * 0.5 / gsd))
+        assert scene.georeference is not None
+        assert scene.georeference.gsd == pytest.approx(gsd)
+        assert scene.factors == pytest.approx((gsd / 0.5, gsd / 0.5))
+        whole = scene.rows(0, scene.height)
+        np.testing.assert_array_equal(scene.rows(3, 20), whole[3:20])
+        grid = {"transform": scene.georeference.transform, "height": scene.height, "width": scene.width}
+        with rasterio.open(path) as raster, WarpedVRT(raster, crs=UTM, resampling=way, **grid) as warped:
+            expected = warped.read()
+    inner = np.abs(whole.transpose(2, 0, 1).astype(int) - expected)[:, 2:-2, 2:-2]
+    assert inner.max() <= 2
+    assert inner.mean() < 0.3
+
+
+def test_resampling_looks_colours_up_and_leaves_nodata_out(tmp_path):
+    ids = rng.integers(1, 256, (1, 20, 30), np.uint8)
+    ids[0, :3, :3] = 0
+    path = write_placed(tmp_path / "colours.tif", ids, photometric="PALETTE", nodata=0)
+    table = np.stack([ids[0], 255 - ids[0], np.full_like(ids[0], 7)], -1).astype(float)
+    with open_scene(path, gsd=1) as scene:
+        assert scene.valid is not None
+        result, valid = scene.rows(0, 10), scene.valid(0, 10)
+    for i, j in np.ndindex(10, 15):
+        block = table[2 * i : 2 * i + 2, 2 * j : 2 * j + 2].reshape(4, 3)
+        good = ids[0, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2].ravel() != 0
+        assert valid[i, j] == (good.sum() >= 2)
+        if good.any():
+            assert np.abs(result[i, j] - block[good].mean(0)).max() <= 0.5
+
+
+def test_a_scene_of_nearly_the_wanted_resolution_is_left_alone(tmp_path):
+    path = write_placed(tmp_path / "a.tif", RGB.transpose(2, 0, 1))
+    np.testing.assert_array_equal(read(path, gsd=0.5003), RGB)
+    assert read(path, gsd=0.51).shape == (20, 30, 3)
+
+
+@pytest.mark.parametrize("gsd", [0.0, -1.0, float("nan")])
+def test_no_pixel_has_such_a_size(tmp_path, gsd):
+    path = write_placed(tmp_path / "a.tif", RGB.transpose(2, 0, 1))
+    with pytest.raises(ValueError, match="gsd must be above 0"), open_scene(path, gsd=gsd):
+        pass
+
+
+def test_resampling_needs_metres_and_enough_pixels(tmp_path):
+    bands = RGB.transpose(2, 0, 1)
+    Image.fromarray(RGB).save(tmp_path / "a.png")
+    write_placed(tmp_path / "degrees.tif", bands, CRS.from_epsg(4326), Affine(1e-5, 0, 8, 0, -1e-5, 50))
+    write_placed(tmp_path / "none.tif", bands, None)
+    write_placed(tmp_path / "a.tif", bands)
+    for name, words in [
+        ("a.png", "no georeference to resample by"),
+        ("degrees.tif", "EPSG:4326 is not in metres"),
+        ("none.tif", "no CRS to resample by"),
+        ("a.tif", "16x10 pixels are too small for tiles of 20"),
+    ]:
+        with pytest.raises(UnusableImageError, match=words):
+            read(tmp_path / name, gsd=1, min_size=20)

@@ -7,15 +7,15 @@ import os
 from collections.abc import Iterator
 from typing import ClassVar
 
-import numpy as np
 import tensorflow_datasets as tfds
-from tqdm import tqdm
 
-from grass_jax.data.builders.image_folder import encode_tile
+from grass_jax.data.builders.tiling import encode_tile, tile_features
 from grass_jax.data.landscape import CLASS_NAMES, landscape
 from grass_jax.data.tiles import tile_positions
+from grass_jax.report.progress import counter
 
 SCENE_SIZE = 960
+CLASS_COLOURS = ("#C8BE96", "#E6C832", "#1E6E32", "#2878C8", "#787878", "#DC3C28")  # in the order of CLASS_NAMES
 SCENES = {"train": range(100, 112), "val": range(900, 903)}  # seeds: every scene is a place of its own
 
 
@@ -59,17 +59,10 @@ class Sample(tfds.core.GeneratorBasedBuilder):
         files = {
             split: [[f"scene_{seed}", SCENE_SIZE, SCENE_SIZE] for seed in seeds] for split, seeds in SCENES.items()
         }
-        features = {
-            "image": tfds.features.Image(shape=(None, None, 3), encoding_format="png"),
-            "mask": tfds.features.Image(shape=(None, None, 1), encoding_format="png"),
-            "file": tfds.features.Text(),
-            "y": np.int32,
-            "x": np.int32,
-        }
         return tfds.core.DatasetInfo(
             builder=self,
             description="A procedural aerial landscape with exact label masks.",
-            features=tfds.features.FeaturesDict(features),
+            features=tile_features(mask=True),
             disable_shuffling=True,
             metadata=tfds.core.MetadataDict(
                 tile_size=config.tile_size, stride=config.stride, files=files, class_names=list(CLASS_NAMES)
@@ -88,7 +81,7 @@ class Sample(tfds.core.GeneratorBasedBuilder):
             scenes = zip(
                 SCENES[split], pool.map(functools.partial(landscape, size=SCENE_SIZE), SCENES[split]), strict=True
             )
-            progress = tqdm(scenes, desc=f"drawing the sample ({split})", unit="scene", total=len(SCENES[split]))
+            progress = counter(scenes, desc=f"drawing the sample ({split})", unit="scene", total=len(SCENES[split]))
             for seed, (image, mask) in progress:
                 for y, x in tile_positions(SCENE_SIZE, SCENE_SIZE, t, config.stride).tolist():
                     tile, labels = (encode_tile(array[y : y + t, x : x + t]) for array in (image, mask))

@@ -1,0 +1,39 @@
+"""Scores a fine-tuned network on all scenes of another labelled folder.
+
+    python main.py --config=configs/evaluate.py:folder --config.model=RUN --config.data.path=FOLDER \
+        --config.data.classes="('field','forest','town')"
+
+The classes are the model's, in its order; `config.data.mask_values` says how this folder's masks hold them.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import labelled
+
+
+def get_config(preset: str = "sample") -> ConfigDict:
+    """Returns the configuration of a preset: sample, folder or dubai."""
+    if preset not in PRESETS:
+        raise ValueError(f"configs/evaluate.py has the presets {', '.join(PRESETS)}, not {preset!r}.")
+    return ConfigDict(
+        {
+            "task": "evaluate",
+            "name": "evaluate",
+            "preset": preset,
+            "model": "",  # workdir of a fine-tuning run
+            "model_step": 0,  # 0: the one that counts
+            "data": PRESETS[preset],
+            "evaluate": {
+                "window": 0,  # 0: the tile size of the training
+                "overlap": 0.5,
+                "batch_size": 16,
+                "boundary": 3,
+                "without": (),
+                "figure_scenes": 4,
+            },
+            "compilation_cache": "~/.cache/grass_jax/xla",
+        }
+    )
+
+
+PRESETS = {"sample": labelled.SAMPLE, "folder": labelled.section(), "dubai": labelled.DUBAI}

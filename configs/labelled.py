@@ -1,0 +1,58 @@
+"""Labelled data sets: classes, splits and what is ignored. Sections of the other configs, not a config itself."""
+
+from typing import Any
+
+
+def section(**changes: Any) -> dict[str, Any]:
+    """Returns a section `data` of labelled images, as `segment.py`, `evaluate.py` and the probe of `gs.py` take it."""
+    return {
+        "name": "segmentation_folder",
+        "path": "",  # the folder that holds the two below
+        "images": "images",
+        "masks": "masks",  # masks with the images' names, or vector files with them, or one vector file for all
+        "attribute": "",  # of vector files: the field with the class
+        "radius": 2,  # of vector files: half the width of points and lines, pixels
+        "classes": (),  # names, in the order of the ids
+        "mask_values": (),  # ids or colours ("#RRGGBB") in the masks, one or several a class; empty: 0, 1, 2, ...
+        "ignore": (255,),  # ids or colours that do not count
+        "colours": (),  # in which maps show the classes; empty: those of `mask_values`, or a palette
+        "background": "",  # of vector files: the class of what no polygon covers; empty: it does not count
+        "split": "group",  # or file, or block
+        "group": "",  # pattern that finds the group in a file's name; empty: every file is its own
+        "group_tables": (),  # instead: CSV files in `path`, of file and group
+        "test": "",  # pattern of the names of test files, or a share of the groups such as "0.2"
+        "validation": "",  # likewise, of the rest
+        "block": 0,  # side of a block, pixels
+        "guard": 0,  # pixels around test blocks that do not count
+        "split_seed": 0,
+        "ignored": (),  # rectangles: (pattern of names, y0, x0, y1, x1), -1: to the edge
+        "gsd": 0.0,  # metres per pixel to resample to; 0: as stored
+        "tile_size": 256,
+        "stride": 0,  # 0: the tile size
+        "data_dir": "",
+    } | changes
+
+
+# "Semantic segmentation of aerial imagery" (Mohammed Bin Rashid Space Centre and Humans in the Loop): 8 areas of Dubai
+# in 9 parts each, as tileN_part00P. #9B9B9B is unlabelled, #000000 was never annotated.
+_DUBAI = {
+    "classes": ("building", "land", "road", "vegetation", "water"),
+    "mask_values": ("#3C1098", "#8429F6", "#6EC1E4", "#FEDD3A", "#E2A929"),
+    "ignore": ("#9B9B9B", "#000000"),
+    "split": "file",
+    "group": r"(tile\d+)_",
+}
+# Same scenes: parts 7 to 9 of every area test. What touches training parts or shows their ground again does not count.
+DUBAI = section(
+    **_DUBAI,
+    test=r"part00[789]",
+    ignored=(
+        ("part00[789]", 0, 0, 64, -1),
+        ("tile8_part007", 0, 0, -1, 1720),
+        ("tile8_part008", 770, 1260, -1, -1),
+        ("tile8_part009", 770, 0, -1, -1),
+    ),
+)
+# New scenes, harder: areas 1, 2 and 5 test; 4, 7 and 8 overlap and stay together.
+DUBAI_NEW_SCENE = section(**_DUBAI, test=r"tile[125]_")
+SAMPLE = section(name="sample", tile_size=96)

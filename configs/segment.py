@@ -1,0 +1,111 @@
+"""Fine-tuning for segmentation: a pretrained encoder and a few labelled crops in, figures of whole test scenes out.
+
+    python main.py --config=configs/segment.py --config.init=runs/gs_sample                       the sample
+    python main.py --config=configs/segment.py:folder --config.init=RUN --config.data.path=FOLDER \
+        --config.data.classes="('field','forest','town')" --config.data.test=0.2 --config.labels=50
+    python main.py --config=configs/segment.py:dubai --config.init=RUN --config.data.path=FOLDER --config.labels=50
+
+Without `config.init` the encoder is random; a `.safetensors` file with torchvision's names goes, too.
+`--config.head.name=linear` fits the linear probe instead: the encoder is frozen, and nothing is left to tune.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import labelled
+
+
+def get_config(preset: str = "sample") -> ConfigDict:
+    """Returns the configuration of a preset: sample, folder, folder_full, dubai or dubai_new_scene."""
+    if preset not in PRESETS:
+        raise ValueError(f"configs/segment.py has the presets {', '.join(PRESETS)}, not {preset!r}.")
+    config = full_size()
+    config.update(PRESETS[preset])
+    config.name, config.preset = "segment", preset
+    return config
+
+
+def full_size() -> ConfigDict:
+    """The recipe for one GPU; our choice, the paper's text leaves it open."""
+    return ConfigDict(
+        {
+            "task": "segment",
+            "name": "",
+            "preset": "",
+            "seed": 0,
+            "init": "",  # workdir of a pretraining run, or a .safetensors file with torchvision's names; empty: random
+            "init_step": 0,  # of a checkpoint that was kept, such as the end of the warm-up; 0: the newest
+            "labels": "all",  # or a number of crops, a share such as 0.1, or a list that a run wrote
+            "labels_seed": 0,
+            "batch_size": 16,
+            "data": labelled.section(workers=0),
+            "augment": {
+                "size": 224,
+                "scale": (0.75, 2.0),
+                "flip": 0.5,
+                "rotate": True,
+                "jitter": 0.5,
+                "brightness": 0.3,
+                "contrast": 0.3,
+                "saturation": 0.3,
+                "hue": 0.05,
+                "mean": (0.485, 0.456, 0.406),  # those of the pretraining run where there is one
+                "std": (0.229, 0.224, 0.225),
+            },
+            # name and width are those of the pretraining run where there is one
+            "model": {"name": "resnet50", "width": 64, "output_stride": 16, "dtype": "bfloat16"},
+            "head": {"name": "deeplabv3plus", "channels": 256, "dropout": 0.1},  # or fcn, linear
+            "encoder_rate": 0.3,  # learning rate of the encoder, as a multiple; 0 freezes it
+            "loss": {"class_weights": ()},  # one for each class; empty: all alike
+            "l2": 1e-3,  # of the linear head alone
+            "optimizer": {
+                "name": "adamw",  # or sgd (with schedule poly and a peak of 0.01: DeepLab's), larc
+                "momentum": 0.9,
+                "weight_decay": 1e-2,
+                "decay_bias": False,
+                "trust_coefficient": 1e-3,
+                "eps": 1e-8,
+            },
+            "schedule": {"name": "cosine", "peak": 1e-3, "warmup": 0.05, "final": 0.0, "power": 0.9},  # or poly
+            "phases": ("finetune",),
+            "finetune": {"steps": 3000},
+            "validate_every": 0,  # steps between two scores of the validation part; from 100 crops on the best counts
+            # the test scenes, in blended windows
+            "evaluate": {
+                "window": 0,  # 0: the tile size
+                "overlap": 0.5,
+                "batch_size": 16,
+                "boundary": 3,  # tolerance of the boundary F1, pixels; 0 leaves it out
+                "without": (),  # classes that a second mIoU leaves out, such as Potsdam's clutter
+                "figure_scenes": 4,
+            },
+            "checkpoint": {"every_steps": 500, "keep": 1},
+            "log": {"every": 10, "tensorboard": True},
+            "compilation_cache": "~/.cache/grass_jax/xla",
+        }
+    )
+
+
+# For the narrow ResNet-18 that `gs.py:folder` trains on a laptop.
+SMALL = {
+    "augment": {"size": 128},
+    "model": {"name": "resnet18", "width": 32, "output_stride": 16, "dtype": "float32"},
+    "head": {"channels": 64},
+    "finetune": {"steps": 300},
+    "evaluate": {"overlap": 0.25},
+    "checkpoint": {"every_steps": 100},
+    "log": {"every": 5},
+}
+
+PRESETS = {
+    "sample": {
+        **SMALL,
+        "data": labelled.SAMPLE,
+        "labels": "50",
+        "augment": {"size": 96, "scale": (1.0, 2.0)},
+        "evaluate": {"overlap": 0.5},
+    },
+    "folder": SMALL,
+    "folder_full": {},
+    "dubai": {**SMALL, "data": labelled.DUBAI},
+    "dubai_new_scene": {**SMALL, "data": labelled.DUBAI_NEW_SCENE},
+}

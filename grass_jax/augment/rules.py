@@ -1,0 +1,56 @@
+"""What the settings of an augmentation may be: rules in words and as functions, and how they are checked."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from numbers import Real
+from typing import Any
+
+FieldRule = tuple[str, Callable[[Any], bool]]
+
+
+def is_number(value: object) -> bool:
+    """Whether a value is a finite real number; True and False are none."""
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def are_numbers(value: object, count: int) -> bool:
+    """Whether a value is a tuple or list of `count` finite real numbers."""
+    return isinstance(value, tuple | list) and len(value) == count and all(map(is_number, value))
+
+
+SIZE: FieldRule = ("a whole number of at least 1", lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= 1)
+PROBABILITY: FieldRule = ("a number from 0 to 1", lambda v: is_number(v) and 0 <= v <= 1)
+SPREAD: FieldRule = ("a number of at least 0", lambda v: is_number(v) and v >= 0)
+PAIR: FieldRule = ("two numbers (low, high) with 0 < low <= high", lambda v: are_numbers(v, 2) and 0 < v[0] <= v[1])
+
+# what every augmentation has: the colour jitter, and the normalisation of the bands
+COLOUR_AND_BANDS: dict[str, FieldRule] = {
+    "jitter": PROBABILITY,
+    "brightness": SPREAD,
+    "contrast": SPREAD,
+    "saturation": SPREAD,
+    "hue": ("a number from 0 to 0.5", lambda v: is_number(v) and 0 <= v <= 0.5),
+    "mean": ("three numbers", lambda v: are_numbers(v, 3)),
+    "std": ("three numbers above 0", lambda v: are_numbers(v, 3) and min(v) > 0),
+}
+
+
+def check_fields(settings: Any, rules: Mapping[str, FieldRule]) -> None:
+    """Check a frozen dataclass of settings, and turn its lists into tuples, which keeps it hashable.
+
+    Args:
+        settings: the dataclass, in its `__post_init__`.
+        rules: for every field, what it must be.
+
+    Raises:
+        ValueError: where a value is not allowed, naming the field.
+    """
+    for field in fields(settings):
+        value = getattr(settings, field.name)
+        if isinstance(value, list):  # from a configuration file
+            value = tuple(value)
+            object.__setattr__(settings, field.name, value)
+        words, holds = rules[field.name]
+        if not holds(value):
+            raise ValueError(f"{type(settings).__name__} {field.name} must be {words}, not {value!r}.")

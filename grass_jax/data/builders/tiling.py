@@ -1,0 +1,190 @@
+"""From the files of a folder to the examples of a TFDS builder: tiles, what was skipped, and the notes beside them."""
+
+import base64
+import concurrent.futures
+import contextlib
+import io
+import itertools
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow_datasets as tfds
+from absl import logging
+from PIL import Image
+
+from grass_jax.data.folder import ImageFile, fingerprint
+from grass_jax.data.masks import IGNORE
+from grass_jax.data.pairs import LabelError
+from grass_jax.data.rasters import UnusableImageError
+from grass_jax.data.tiles import tile_positions
+from grass_jax.report.progress import counter
+
+NAMED = 100  # files named in the log before "and N more"
+
+
+class Bands(NamedTuple):
+    """An open file: its size, a function that reads rows y0 to y1 - 1 of its layers, and what to note about it."""
+
+    height: int
+    width: int
+    read: Callable[[int, int], dict[str, np.ndarray]]
+    notes: Any = None
+
+
+def config_name(folder: Path, files: Sequence[ImageFile], tile_size: int, stride: int, settings: object = "") -> str:
+    """Name of a builder's configuration: readable, and another one for other settings or another state of the files.
+
+    What stands before the last hyphen is the same for all states of the files.
+    """
+    title = re.sub(r"[^A-Za-z0-9_-]+", "_", folder.name)[:40] or "root"
+    way = f"-{fingerprint([], settings)[:6]}" if settings else ""
+    return f"{title}-{tile_size}-{stride}{way}-{fingerprint(files, tile_size, stride)}"
+
+
+def tile_features(*, mask: bool) -> tfds.features.FeaturesDict:
+    """What a record holds: the tile, its mask where there is one, its file and its upper left corner."""
+    features: dict[str, Any] = {"image": tfds.features.Image(shape=(None, None, 3), encoding_format="png")}
+    if mask:
+        features["mask"] = tfds.features.Image(shape=(None, None, 1), encoding_format="png")
+    return tfds.features.FeaturesDict(features | {"file": tfds.features.Text(), "y": np.int32, "x": np.int32})
+
+
+def encode_tile(tile: np.ndarray) -> io.BytesIO:
+    """A tile as the PNG bytes that TFDS stores without TensorFlow."""
+    encoded = io.BytesIO()
+    # The fastest level: aerial images hardly get smaller with more work.
+    Image.fromarray(np.ascontiguousarray(tile)).save(encoded, "png", compress_level=1)
+    encoded.seek(0)
+    return encoded
+
+
+def cut_files(
+    notes: Any,
+    folder: Path,
+    files: Sequence[ImageFile],
+    opened: Callable[[str], AbstractContextManager[Bands]],
+    *,
+    tile_size: int,
+    stride: int,
+    skipped: Sequence[tuple[str, str]] = (),
+) -> Iterator[tuple[int, dict]]:
+    """The examples of a folder, in the order of file, y, x; files that cannot be opened are skipped and named.
+
+    A tile whose mask has no labelled pixel is left out.
+
+    Args:
+        notes: the builder's metadata, which gets `folder`, `tile_size`, `stride`, `files` (name, height, width),
+            `skipped` (name, reason), and where there are any the files' `notes`, `barren` files (name, reason) and
+            which tiles were `kept`.
+        folder: the folder.
+        files: its files.
+        opened: opens a file by name once all of it has been found readable.
+        tile_size: side of a tile in pixels.
+        stride: distance between neighbouring tiles in pixels.
+        skipped: name and reason of files that were skipped before.
+
+    Yields:
+        key and example.
+
+    Raises:
+        LabelError: as `opened` raises it.
+        ValueError: if no tile comes of it.
+    """
+    used: list[list] = []
+    unusable: list[list[str]] = [list(pair) for pair in skipped]
+    barren: list[list[str]] = []
+    noted, kept, key = [], [], 0
+    with (
+        concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool,  # zlib works without the GIL
+        counter(files, desc=f"preparing {folder.name}", unit="file") as progress,
+    ):
+        for file in progress:
+            with contextlib.ExitStack() as stack:
+                try:
+                    bands = stack.enter_context(opened(file.name))
+                except (MemoryError, LabelError):
+                    raise
+                except Exception as error:  # decoders answer a broken file with anything
+                    unusable.append([file.name, reason(error)])
+                    continue
+                used.append([file.name, bands.height, bands.width])
+                noted.append(bands.notes)
+                positions = tile_positions(bands.height, bands.width, tile_size, stride)
+                before = key
+                for y, row in itertools.groupby(positions.tolist(), key=lambda position: position[0]):
+                    layers = bands.read(y, y + tile_size)
+                    xs = np.array([x for _, x in row])
+                    labelled = [_has_label(layers, x, tile_size) for x in xs]
+                    kept += labelled
+                    xs = xs[labelled].tolist()
+                    tiles = [pool.map(encode_tile, [a[:, x : x + tile_size] for x in xs]) for a in layers.values()]
+                    for x, *encoded in zip(xs, *tiles, strict=True):
+                        example = dict(zip(layers, encoded, strict=True))
+                        yield key, example | {"file": os.fsencode(file.name), "y": y, "x": x}
+                        key += 1
+                    progress.set_postfix(tiles=key, refresh=False)
+                    progress.update(0)
+                if key == before:
+                    barren.append([file.name, "no pixel is labelled" if len(positions) else "smaller than a tile"])
+    log_skipped(unusable, folder)
+    if not used:
+        raise ValueError(
+            f"No image in {folder} can be used ({len(unusable)} skipped, the first because {unusable[0][1]}): "
+            f"add 8-bit images of at least {tile_size}x{tile_size} pixels or set a smaller tile_size."
+        )
+    if not key:
+        raise ValueError(
+            f"No tile of {tile_size}x{tile_size} pixels in {folder} has a labelled pixel: set a smaller tile_size, or "
+            "check the classes, the ignored ids and rectangles."
+        )
+    notes.update(folder=os.fspath(folder), tile_size=tile_size, stride=stride, files={"train": used}, skipped=unusable)
+    if any(noted):
+        notes.update(notes=noted)
+    if barren:
+        log_barren(barren, folder)
+        notes.update(barren=barren)
+    if not all(kept):
+        notes.update(kept=base64.b85encode(np.packbits(kept).tobytes()).decode())
+
+
+def _has_label(layers: dict[str, np.ndarray], x: int, tile_size: int) -> bool:
+    return "mask" not in layers or bool((layers["mask"][:, x : x + tile_size] != IGNORE).any())
+
+
+def kept_tiles(notes: dict[str, Any], count: int) -> np.ndarray:
+    """Which of the `count` tiles that a folder's sizes make are among the records, from a builder's metadata."""
+    if not notes.get("kept"):
+        return np.ones(count, bool)
+    packed = np.frombuffer(base64.b85decode(notes["kept"]), np.uint8)
+    return np.unpackbits(packed, count=count).astype(bool)
+
+
+def log_skipped(skipped: Sequence[Sequence[str]], folder: str | os.PathLike) -> None:
+    """One warning that counts the skipped files and names the first ones with their reasons."""
+    if skipped:
+        logging.warning("Skipped %d image file(s) of %s:%s", len(skipped), folder, _named(skipped))
+
+
+def log_barren(barren: Sequence[Sequence[str]], folder: str | os.PathLike) -> None:
+    """One warning that counts and names the files that can be read and give no tile."""
+    if barren:
+        logging.warning("%d image file(s) of %s give no training tile:%s", len(barren), folder, _named(barren))
+
+
+def _named(files: Sequence[Sequence[str]]) -> str:
+    more = f"\n  and {len(files) - NAMED} more" if len(files) > NAMED else ""
+    return "".join(f"\n  {name} ({why})" for name, why in files[:NAMED]) + more
+
+
+def reason(error: Exception) -> str:
+    """Why a file cannot be used, in the words of what went wrong."""
+    if isinstance(error, UnusableImageError):
+        return str(error)
+    # rasterio's own words refer to the exception that it was raised from
+    text = " ".join(str(error.__cause__ or error.__context__ or error).split())[:200]
+    return f"it is broken: {text or type(error).__name__}"

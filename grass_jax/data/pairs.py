@@ -1,0 +1,239 @@
+"""An image and its labels: found in parallel trees, opened together."""
+
+import contextlib
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from grass_jax.data.folder import ImageFile, find_images
+from grass_jax.data.masks import IGNORE, Labels, open_mask
+from grass_jax.data.rasters import SUFFIXES, Georeference, Scene, UnusableImageError, open_scene
+from grass_jax.data.vectors import SUFFIXES as VECTOR_SUFFIXES
+from grass_jax.data.vectors import burn
+
+SIDECARS = (".dbf", ".shx", ".prj", ".cpg")  # a shapefile is several files
+
+
+class LabelError(ValueError):
+    """Labels that have to be put right before anything is made of them."""
+
+
+class OpenedScene(NamedTuple):
+    """An open image with its labels.
+
+    Attributes:
+        height: in pixels.
+        width: in pixels.
+        rows: reads rows y0 to y1 - 1 of the image, (y1 - y0, width, 3) uint8.
+        mask: reads the same rows of the labels, (y1 - y0, width) uint8 ids; IGNORE does not count.
+        georeference: where the scene lies; None where the file does not say.
+    """
+
+    height: int
+    width: int
+    rows: Callable[[int, int], np.ndarray]
+    mask: Callable[[int, int], np.ndarray]
+    georeference: Georeference | None = None
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """How labels are read.
+
+    Attributes:
+        labels: classes and the ids or colours that stand for them.
+        attribute: field of a vector file that holds the class.
+        radius: radius in pixels of the discs and strokes that points and lines are drawn as.
+        gsd: metres per pixel to which georeferenced images and masks are resampled; None leaves them.
+        ignored: rectangles (pattern, y0, x0, y1, x1) in pixels of the scene, resampled where `gsd` is given, that do
+            not count in files whose name the pattern is found in; None or -1 reaches to the edge.
+    """
+
+    labels: Labels
+    attribute: str = ""
+    radius: int = 2
+    gsd: float | None = None
+    ignored: tuple[tuple, ...] = ()
+
+    def __post_init__(self):
+        for rectangle in self.ignored:
+            if len(rectangle) != 5 or not isinstance(rectangle[0], str):
+                raise ValueError(f"The ignored rectangle {rectangle!r} must be (pattern, y0, x0, y1, x1).")
+            low, high = ([0 if v in (None, -1) else v for v in rectangle[i : i + 2]] for i in (1, 3))
+            for start, stop, given in zip(low, high, rectangle[3:], strict=True):
+                if start < 0 or (given not in (None, -1) and stop <= start):
+                    raise ValueError(f"The ignored rectangle {rectangle!r} is empty: use y0 < y1 and x0 < x1.")
+
+    def rectangles(self, name: str) -> list[tuple[slice, slice]]:
+        """The ignored rectangles of a file, as slices of rows and columns."""
+        found = [corners for pattern, *corners in self.ignored if re.search(pattern, name)]
+        edges = [[None if corner == -1 else corner for corner in corners] for corners in found]
+        return [(slice(y0 or 0, y1), slice(x0 or 0, x1)) for y0, x0, y1, x1 in edges]
+
+
+class Pairs(NamedTuple):
+    """The images of a folder that have labels.
+
+    Attributes:
+        images: folder of the images.
+        files: the images, sorted by name.
+        labels: file of masks or vectors for every image.
+        skipped: name and reason of the others.
+    """
+
+    images: Path
+    files: list[ImageFile]
+    labels: list[Path]
+    skipped: list[tuple[str, str]]
+
+
+def find_pairs(images: Path, masks: Path) -> Pairs:
+    """Find the images of a folder tree and the mask or vector file of each.
+
+    Args:
+        images: folder tree of images.
+        masks: folder tree with the same names (any suffix of masks or vector files), or one vector file for all.
+
+    Returns:
+        the pairs.
+
+    Raises:
+        FileNotFoundError, NotADirectoryError: if a folder does not exist.
+        ValueError: if there is no image, no image has labels, or it is not clear which labels an image has.
+    """
+    files = find_images(images)
+    if masks.is_file():
+        if masks.suffix.lower() not in VECTOR_SUFFIXES:
+            raise NotADirectoryError(f"{masks} is a file: give the folder that holds the masks, or a vector file.")
+        return Pairs(images, files, [masks] * len(files), [])
+    if not masks.is_dir():
+        raise FileNotFoundError(f"The folder of masks {masks} does not exist: correct the path.")
+    if masks.is_relative_to(images) and masks != images:
+        files = [file for file in files if not (images / file.name).is_relative_to(masks)]
+    by_stem: dict[str, list[Path]] = {}
+    for path in sorted(masks.rglob("*")):
+        if path.suffix.lower() in SUFFIXES | VECTOR_SUFFIXES and not path.name.startswith("."):
+            by_stem.setdefault(path.relative_to(masks).with_suffix("").as_posix(), []).append(path)
+    kept, labels, skipped, taken = [], [], [], {}
+    for file in files:
+        stem = file.name.rpartition(".")[0]
+        found = by_stem.get(stem, [])
+        # A .json beside a mask is somebody's notes about it.
+        found = [path for path in found if path.suffix.lower() != ".json"] or found
+        if not found:
+            skipped.append((file.name, f"there is no mask {stem}.* in {masks}"))
+            continue
+        if len(found) > 1:
+            raise ValueError(f"{file.name} has the masks {found[0].name} and {found[1].name}: keep one of them.")
+        if stem in taken:
+            raise ValueError(f"{taken[stem]} and {file.name} have the same mask {found[0].name}: keep one of them.")
+        taken[stem] = file.name
+        kept.append(file)
+        labels += found
+    if not kept:
+        raise ValueError(
+            f"None of the {len(files)} images of {images} has a mask in {masks}: give both the same names."
+        )
+    return Pairs(images, kept, labels, skipped)
+
+
+def label_files(pairs: Pairs) -> list[ImageFile]:
+    """State of the files that hold the labels, parts of shapefiles included, each once."""
+    paths = dict.fromkeys(pairs.labels)
+    parts = [path.with_suffix(suffix) for path in paths if path.suffix.lower() == ".shp" for suffix in SIDECARS]
+    states = [(path, path.stat()) for path in (*paths, *parts) if path.exists()]
+    return [ImageFile(os.path.relpath(path, pairs.images), each.st_size, each.st_mtime_ns) for path, each in states]
+
+
+def check_patterns(annotation: Annotation, names: Sequence[str]) -> None:
+    """Make sure that every ignored rectangle belongs to a file, so that a slip does not go unseen.
+
+    Raises:
+        ValueError: if a pattern matches no name.
+    """
+    for pattern, *_ in annotation.ignored:
+        if not any(re.search(pattern, name) for name in names):
+            raise ValueError(f"The pattern {pattern!r} of an ignored rectangle matches no image: correct it.")
+
+
+@contextlib.contextmanager
+def open_pair(
+    image: Path, labels: Path, name: str, annotation: Annotation, *, verify: bool = True
+) -> Iterator[OpenedScene]:
+    """Open an image with its labels; nodata and ignored rectangles do not count.
+
+    Args:
+        image: file of the image.
+        labels: file of its mask, or of polygons, lines or points.
+        name: the image's name, for ignored rectangles and messages.
+        annotation: how the labels are read.
+        verify: whether to read all of both beforehand, so that what follows cannot fail.
+
+    Yields:
+        the scene.
+
+    Raises:
+        LabelError: if the labels do not fit the image or the classes.
+        UnusableImageError: if the image or its mask is broken; other errors where the image is.
+    """
+    with contextlib.ExitStack() as stack:
+        scene = stack.enter_context(open_scene(image, gsd=annotation.gsd, verify=verify))
+        with _named_errors(labels):
+            drawn = stack.enter_context(_open_labels(labels, scene, name, annotation, verify))
+        if (drawn.height, drawn.width) != (scene.height, scene.width):
+            raise LabelError(
+                f"The mask {labels} has {drawn.width}x{drawn.height} pixels and its image {name} "
+                f"{scene.width}x{scene.height}: give them one size."
+            )
+        rectangles = annotation.rectangles(name)
+
+        def mask(y0: int, y1: int) -> np.ndarray:
+            with _named_errors(labels):
+                ids = np.array(drawn.rows(y0, y1))
+            if scene.valid is not None:
+                ids[~scene.valid(y0, y1)] = IGNORE
+            for rows, columns in rectangles:
+                low, high, _ = rows.indices(scene.height)
+                ids[max(low - y0, 0) : max(high - y0, 0), columns] = IGNORE
+            return ids
+
+        yield OpenedScene(scene.height, scene.width, scene.rows, mask, scene.georeference)
+
+
+@contextlib.contextmanager
+def _open_labels(path: Path, scene: Scene, name: str, annotation: Annotation, verify: bool) -> Iterator[Any]:
+    if path.suffix.lower() not in VECTOR_SUFFIXES:
+        with open_mask(path, annotation.labels, gsd=annotation.gsd, factors=scene.factors, verify=verify) as mask:
+            yield mask
+        return
+    if scene.georeference is None:
+        raise LabelError(f"{name} has no georeference to place the features of {path} by: convert it to a GeoTIFF.")
+    yield burn(
+        path,
+        scene.georeference,
+        scene.height,
+        scene.width,
+        annotation.labels,
+        annotation.attribute,
+        radius=annotation.radius,
+    )
+
+
+@contextlib.contextmanager
+def _named_errors(labels: Path) -> Iterator[None]:
+    """A sentence of `open_mask` and `burn` stops everything; a file that is broken is a reason to skip its image."""
+    try:
+        yield
+    except (MemoryError, LabelError):
+        raise
+    except ValueError as error:
+        raise LabelError(str(error)) from error
+    except UnusableImageError as error:
+        raise UnusableImageError(f"its mask {labels.name} cannot be used: {error}") from error
+    except Exception as error:
+        raise UnusableImageError(f"its mask {labels.name} is broken: {error}") from error

@@ -1,0 +1,1 @@
+"""Weights in and out, under the names of other libraries."""

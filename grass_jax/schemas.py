@@ -1,0 +1,265 @@
+"""What the configuration of every task may hold: each key with its rule."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from grass_jax.augment.pairs import RULES as PAIR_AUGMENTATION_RULES
+from grass_jax.augment.views import RULES as AUGMENTATION_RULES
+from grass_jax.config import (
+    BELOW_ONE,
+    NOT_NEGATIVE,
+    PATTERN,
+    POSITIVE,
+    TEXT,
+    YES_OR_NO,
+    ConfigError,
+    Rule,
+    Schema,
+    check_against,
+    flatten,
+    number,
+    one_of,
+    whole,
+)
+
+SHARED = {"task": TEXT, "name": TEXT, "preset": TEXT, "compilation_cache": TEXT}
+SEQUENCE = Rule("a list", lambda v: isinstance(v, tuple | list))
+NAMES = Rule("a list of names", lambda v: isinstance(v, tuple | list) and all(isinstance(name, str) for name in v))
+NUMBERS = Rule(
+    "a list of numbers above 0",
+    lambda v: isinstance(v, tuple | list) and all(POSITIVE.holds(x) for x in v),
+)
+
+# what the training loop reads, whatever the task
+TRAINING = {
+    "seed": whole(0),
+    "batch_size": whole(2),
+    "model.name": one_of("resnet18", "resnet34", "resnet50", "resnet101"),
+    "model.width": Rule("a multiple of 4 of at least 4", lambda v: whole(4).holds(v) and v % 4 == 0),
+    "model.output_stride": one_of(8, 16, 32),
+    "model.dtype": one_of("float32", "bfloat16"),
+    "optimizer.name": one_of("larc", "sgd", "adamw"),
+    "optimizer.momentum": BELOW_ONE,
+    "optimizer.weight_decay": NOT_NEGATIVE,
+    "optimizer.decay_bias": YES_OR_NO,
+    "optimizer.trust_coefficient": POSITIVE,
+    "optimizer.eps": POSITIVE,
+    "schedule.peak": POSITIVE,
+    "schedule.warmup": BELOW_ONE,
+    "schedule.final": NOT_NEGATIVE,
+    "phases": Rule(
+        "one or more different names of phases",
+        lambda v: isinstance(v, tuple | list) and all(isinstance(p, str) for p in v) and 0 < len(v) == len(set(v)),
+    ),
+    "checkpoint.keep": whole(1),
+    "log.every": whole(1),
+    "log.tensorboard": YES_OR_NO,
+}
+
+# a labelled data set: images, masks, classes, and what is trained and tested on
+LABELLED = {
+    "name": one_of("sample", "segmentation_folder"),
+    "path": TEXT,
+    "images": TEXT,
+    "masks": TEXT,
+    "attribute": TEXT,
+    "radius": whole(0),
+    "classes": NAMES,
+    "mask_values": SEQUENCE,
+    "ignore": SEQUENCE,
+    "colours": NAMES,
+    "background": TEXT,
+    "split": one_of("file", "group", "block"),
+    "group": PATTERN,
+    "group_tables": NAMES,
+    "test": PATTERN,
+    "validation": PATTERN,
+    "block": whole(0),
+    "guard": whole(0),
+    "split_seed": whole(0),
+    "ignored": SEQUENCE,
+    "gsd": NOT_NEGATIVE,
+    "tile_size": whole(32),
+    "stride": whole(0, " (0: the tile size)"),
+    "data_dir": TEXT,
+}
+BUDGET = {"labels": TEXT, "labels_seed": whole(0)}
+# windows over whole scenes, blended
+SLIDING = {
+    "window": whole(0, " (0: the tile size of the training)"),
+    "overlap": BELOW_ONE,
+    "batch_size": whole(1),
+}
+
+
+def section(name: str, rules: Mapping[str, Rule]) -> dict[str, Rule]:
+    """The rules under the name of a section."""
+    return {f"{name}.{key}": rule for key, rule in rules.items()}
+
+
+def _check_labelled(values: dict[str, Any], where: str) -> None:
+    path, name = values[f"{where}.path"], values[f"{where}.name"]
+    if name == "sample" and path:
+        raise ConfigError(
+            f"config.{where}.path is given but config.{where}.name is 'sample': choose a preset for folders, or leave "
+            "the path out."
+        )
+    if name == "segmentation_folder":
+        if not Path(path or "?").expanduser().is_dir():
+            raise ConfigError(
+                f"config.{where}.path must be the folder of the labelled images, given with "
+                f"--config.{where}.path=FOLDER, not {path!r}."
+            )
+        if len(values[f"{where}.classes"]) < 2:
+            raise ConfigError(
+                f"config.{where}.classes must name two classes or more, not {len(values[where + '.classes'])}."
+            )
+    if values[f"{where}.split"] == "block" and values[f"{where}.block"] < values[f"{where}.tile_size"]:
+        raise ConfigError(f"config.{where}.block must be at least the tile size, {values[f'{where}.tile_size']}.")
+
+
+def _check_pretraining(values: dict[str, Any]) -> None:
+    if values["data.name"] == "sample" and values["data.path"]:
+        raise ConfigError(
+            "config.data.path is given but config.data.name is 'sample': use --config=configs/gs.py:folder, or leave "
+            "the path out."
+        )
+    if values["data.name"] == "image_folder" and values["data.split"] != "train":
+        raise ConfigError(f"config.data.split of an image_folder must be 'train', not {values['data.split']!r}.")
+    if values["data.name"] == "image_folder" and not Path(values["data.path"] or "?").expanduser().is_dir():
+        raise ConfigError(
+            "config.data.path must be a folder of images, given with --config.data.path=FOLDER, "
+            f"not {values['data.path']!r}."
+        )
+    guided = any(values[f"{name}.step"] == "gs_step" for name in values["phases"])
+    if guided and values["augment.size"] < 2 * values["model.output_stride"]:
+        raise ConfigError(
+            "The guidance map would be 1x1: raise config.augment.size or lower config.model.output_stride."
+        )
+    if values["probe.every_epochs"]:
+        _check_labelled(values, "probe.data")
+
+
+PRETRAINING = Schema(
+    rules={
+        **SHARED,
+        **TRAINING,
+        "data.name": one_of("sample", "image_folder"),
+        "data.path": TEXT,
+        "data.exclude": PATTERN,
+        "data.split": one_of("train", "val"),
+        "data.tile_size": whole(32),
+        "data.stride": whole(0, " (0: the tile size)"),
+        "data.data_dir": TEXT,
+        "data.workers": whole(0),
+        **section("augment", {name: Rule(*rule) for name, rule in AUGMENTATION_RULES.items()}),
+        "augment.size": whole(32),
+        "model.init": one_of("torchvision", "original"),
+        "head.hidden": whole(0, " (0: the width of the features)"),
+        "head.embedding": whole(2),
+        "head.relu": YES_OR_NO,
+        "temperature": number("of at least 0.01", lambda v: v >= 0.01),
+        "guidance.threshold": number("between 0 and 1", lambda v: 0 < v < 1),
+        "guidance.sign": one_of("fallback", "flip"),
+        "schedule.name": one_of("cosine", "original"),
+        "schedule.restart": YES_OR_NO,
+        "checkpoint.every_epochs": POSITIVE,
+        "log.figure_tiles": whole(0),
+        "probe.every_epochs": NOT_NEGATIVE,
+        **section("probe", BUDGET | SLIDING),
+        "probe.l2": POSITIVE,
+        "probe.purity_tiles": whole(0),
+        **section("probe.data", LABELLED),
+    },
+    phase_rules={"step": one_of("warmup_step", "gs_step"), "epochs": whole(1)},
+    together=_check_pretraining,
+)
+
+
+def _check_segmentation(values: dict[str, Any]) -> None:
+    _check_labelled(values, "data")
+    weights = values["loss.class_weights"]
+    if weights and values["data.name"] != "sample" and len(weights) != len(values["data.classes"]):
+        raise ConfigError(
+            f"config.loss.class_weights must hold a number for each of the {len(values['data.classes'])} classes, or "
+            f"none, not {len(weights)}."
+        )
+
+
+SEGMENTATION = Schema(
+    rules={
+        **SHARED,
+        **TRAINING,
+        "init": TEXT,
+        "init_step": whole(0, " (0: the newest)"),
+        **BUDGET,
+        **section("data", LABELLED),
+        "data.workers": whole(0),
+        **section("augment", {name: Rule(*rule) for name, rule in PAIR_AUGMENTATION_RULES.items()}),
+        "augment.size": whole(32),
+        "head.name": one_of("deeplabv3plus", "fcn", "linear"),
+        "head.channels": whole(1),
+        "head.dropout": BELOW_ONE,
+        "encoder_rate": NOT_NEGATIVE,
+        "loss.class_weights": NUMBERS,
+        "l2": POSITIVE,
+        "schedule.name": one_of("cosine", "poly"),
+        "schedule.power": POSITIVE,
+        "checkpoint.every_steps": whole(1),
+        "validate_every": whole(0),
+        **section("evaluate", SLIDING),
+        "evaluate.boundary": whole(0),
+        "evaluate.without": NAMES,
+        "evaluate.figure_scenes": whole(0),
+    },
+    phase_rules={"steps": whole(1)},
+    together=_check_segmentation,
+)
+
+EVALUATION = Schema(
+    rules={
+        **SHARED,
+        "model": TEXT,
+        "model_step": whole(0, " (0: the one that counts)"),
+        **section("data", LABELLED),
+        **section("evaluate", SLIDING),
+        "evaluate.boundary": whole(0),
+        "evaluate.without": NAMES,
+        "evaluate.figure_scenes": whole(0),
+    },
+    phase_rules={},
+    together=lambda values: _check_labelled(values, "data"),
+)
+
+PREDICTION = Schema(
+    rules={
+        **SHARED,
+        "model": TEXT,
+        "model_step": whole(0, " (0: the one that counts)"),
+        "input": TEXT,
+        "output": TEXT,
+        **SLIDING,
+        "probabilities": YES_OR_NO,
+        "quicklook": YES_OR_NO,
+    },
+    phase_rules={},
+    together=lambda values: None,
+)
+
+SCHEMAS = {"pretrain": PRETRAINING, "segment": SEGMENTATION, "evaluate": EVALUATION, "predict": PREDICTION}
+
+
+def check(config: Mapping[str, Any] | Any) -> None:
+    """Checks the configuration of a task before any work.
+
+    Args:
+        config: a ConfigDict or nested mapping with the key `task`.
+
+    Raises:
+        ConfigError: at the first fault, naming the key, what it must be, and what it is.
+    """
+    task = flatten(config).get("task")
+    if task not in SCHEMAS:
+        raise ConfigError(f"config.task must be {', '.join(map(repr, SCHEMAS))}, not {task!r}.")
+    check_against(config, SCHEMAS[task])

@@ -1,0 +1,145 @@
+"""The tasks that use a fine-tuned network: scoring it on another labelled folder, and mapping images."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+
+from grass_jax.config import ConfigError
+from grass_jax.data.landscape import CLASS_NAMES, landscape
+from grass_jax.report.environment import environment
+from grass_jax.report.log import write_json
+from grass_jax.schemas import check
+from grass_jax.segment.evaluate import evaluate
+from grass_jax.segment.finetune import draw_evaluation, log_scores
+from grass_jax.segment.labelled_data import open_all_scenes, open_data
+from grass_jax.segment.model import Segmentation, load_segmenter
+from grass_jax.segment.predict import predict_files
+from grass_jax.sharding import local_mesh
+
+DEMONSTRATION = 950  # seed of the landscape that is mapped when no image is given; nothing has trained on it
+
+
+def evaluate_model(config: Any, workdir: str | Path) -> dict[str, Any] | None:
+    """Scores a fine-tuned network on all scenes of a labelled folder, or on the sample's test scenes.
+
+    Args:
+        config: a ConfigDict of `configs/evaluate.py`.
+        workdir: folder of `summary.json` and the figures.
+
+    Returns:
+        The content of `summary.json`; None on processes other than the first.
+
+    Raises:
+        ConfigError: a key or value that cannot be run.
+    """
+    check(config)
+    began, workdir = time.monotonic(), Path(workdir).expanduser()
+    network = _network(config)
+    what = {"model": str(Path(config.model).expanduser().absolute()), "data": config.data.to_dict()}
+    old = workdir / "summary.json"
+    if old.exists() and {key: json.loads(old.read_text()).get(key) for key in what} != json.loads(json.dumps(what)):
+        raise ConfigError(f"{workdir} holds the scores of another model or data set: give another --workdir.")
+    sample = config.data.name == "sample"
+    classes = CLASS_NAMES if sample else tuple(config.data.classes)
+    if classes != network.classes:
+        raise ConfigError(
+            f"The model knows the classes {', '.join(network.classes)}, and config.data.classes are "
+            f"{', '.join(classes)}: name the model's, in its order, and their ids or colours in "
+            "config.data.mask_values."
+        )
+    scenes = open_data(config.data).test if sample else open_all_scenes(config.data)
+    logging.info("Scoring %s on %d scenes.", config.model, len(scenes))
+    settings = config.evaluate
+    evaluation = evaluate(
+        network.forward(local_mesh()),
+        scenes,
+        classes,
+        window=settings.window or network.window,
+        overlap=settings.overlap,
+        batch_size=settings.batch_size,
+        boundary=settings.boundary,
+        without=settings.without,
+        pictures=settings.figure_scenes,
+        title="scoring",
+    )
+    if jax.process_index() != 0:
+        return None
+    draw_evaluation(workdir / "figures", evaluation, classes, network.colours)
+    log_scores("scores", evaluation.scores)
+    summary = {**what, "seconds": round(time.monotonic() - began, 1), "test": evaluation.scores}
+    write_json(workdir / "summary.json", {**summary, "environment": environment()})
+    return summary
+
+
+def predict_images(config: Any, workdir: str | Path) -> dict[str, Any]:
+    """Maps images with a fine-tuned network; the processes of a job share the images.
+
+    Args:
+        config: a ConfigDict of `configs/predict.py`.
+        workdir: where the maps go when `config.output` is empty.
+
+    Returns:
+        `written`: pixels of each class by map; `skipped`: reasons by image.
+
+    Raises:
+        ConfigError: a key or value that cannot be run, or images of which none could be mapped.
+    """
+    check(config)
+    network = _network(config)
+    workdir = Path(workdir).expanduser()
+    devices = len(jax.local_devices())
+    try:
+        outcome = predict_files(
+            network.forward(local_mesh()),
+            config.input or demonstration(workdir),
+            config.output or workdir,
+            classes=network.classes,
+            colours=network.colours,
+            window=config.window or network.window,
+            overlap=config.overlap,
+            batch_size=-(-config.batch_size // devices) * devices,
+            probabilities=config.probabilities,
+            quicklook=config.quicklook,
+        )
+    except (FileNotFoundError, NotADirectoryError, ValueError) as error:
+        raise ConfigError(f"config.input: {error}") from error
+    for path, counts in outcome.written.items():
+        total = max(1, sum(counts.values()))
+        shares = ", ".join(f"{name} {100 * count / total:.1f} %" for name, count in counts.items() if count)
+        logging.info("%s: %s", path, shares or "no pixel with data")
+    if outcome.skipped:
+        raise ConfigError(
+            f"{len(outcome.skipped)} of {len(outcome.skipped) + len(outcome.written)} images could not be mapped, see "
+            "above; the others are done."
+        )
+    return outcome._asdict()
+
+
+def demonstration(workdir: Path) -> Path:
+    """Draws a georeferenced scene of the sample's landscape to map, and returns its path."""
+    import rasterio
+    from rasterio.transform import from_origin
+
+    path = workdir / "input" / "scene.tif"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image, _ = landscape(DEMONSTRATION)
+    profile = {"driver": "GTiff", "height": image.shape[0], "width": image.shape[1], "count": 3, "dtype": "uint8"}
+    place = {"crs": "EPSG:32633", "transform": from_origin(500000, 5800000, 0.8, 0.8)}
+    with rasterio.open(path, "w", **profile, **place, compress="deflate", photometric="RGB") as raster:
+        raster.write(np.moveaxis(image, -1, 0))
+    logging.info("No image is given: mapping a drawn scene, %s.", path)
+    return path
+
+
+def _network(config: Any) -> Segmentation:
+    if not config.model:
+        raise ConfigError("config.model must be the folder of a fine-tuning run: --config.model=runs/segment_sample.")
+    try:
+        return load_segmenter(config.model, config.model_step or None)
+    except FileNotFoundError as error:
+        raise ConfigError(f"config.model: {error}") from error

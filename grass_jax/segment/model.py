@@ -1,0 +1,106 @@
+"""A segmentation network with its weights and everything that belongs to them."""
+
+import json
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from grass_jax.models import build_segmenter
+from grass_jax.sharding import replicated, split_by_tile
+from grass_jax.state import restore_part, run_config
+
+Forward = Callable[[np.ndarray], jax.Array]
+
+
+class Segmentation(NamedTuple):
+    """A trained segmentation network.
+
+    Attributes:
+        module: the Flax module; `module.apply(variables, normalised_images, train=False)`.
+        variables: `params` and `batch_stats`.
+        mean: of the bands of the training views, in [0, 1].
+        std: likewise.
+        classes: names of the class ids.
+        colours: (k, 3) uint8, in which the classes are shown.
+        window: side of the tiles it was trained on, pixels.
+        config: of the run, as nested dicts.
+    """
+
+    module: nn.Module
+    variables: dict[str, Any]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    classes: tuple[str, ...]
+    colours: np.ndarray
+    window: int
+    config: dict[str, Any]
+
+    def forward(self, mesh: Mesh) -> Forward:
+        """Makes the compiled function from images (n, t, t, c) uint8 to logits (n, t, t, k), for `sliding`."""
+        return make_forward(self.module, self.mean, self.std, mesh)(self.variables)
+
+
+def make_forward(
+    module: nn.Module, mean: Sequence[float], std: Sequence[float], mesh: Mesh
+) -> Callable[[Any], Forward]:
+    """Compiles a network for whole batches of images as they come.
+
+    Args:
+        module: called on normalised images with `train=False`: a `models.segmentation.Segmenter`, or an encoder.
+        mean: of the bands, in [0, 1].
+        std: likewise.
+        mesh: devices of this process, over which a batch is divided.
+
+    Returns:
+        A function that takes variables (`params` and `batch_stats`) and gives one from images (n, t, t, c) uint8 to
+        logits (n, t, t, k), or features, n any multiple of the devices. Other variables compile nothing anew.
+    """
+
+    def apply(variables: Any, images: jax.Array) -> jax.Array:
+        views = (images.astype(jnp.float32) / 255 - jnp.asarray(mean)) / jnp.asarray(std)
+        return module.apply(variables, views, train=False)  # pyright: ignore[reportReturnType]
+
+    rows = split_by_tile(mesh)
+    compiled = jax.jit(apply, in_shardings=(replicated(mesh), rows), out_shardings=rows)
+    return lambda variables: partial(compiled, jax.device_put(variables, replicated(mesh)))
+
+
+def load_segmenter(workdir: str | Path, step: int | None = None) -> Segmentation:
+    """Loads the network of a fine-tuning run, onto one device.
+
+    Args:
+        workdir: folder of the run.
+        step: of a checkpoint that was kept; None takes the one that counts: the chosen one of a run that chose by
+            validation, else the last.
+
+    Returns:
+        The network with its weights, normalisation and classes.
+
+    Raises:
+        FileNotFoundError: there is no segmentation run, or no checkpoint of that step.
+    """
+    config = run_config(workdir, task="segment")
+    summary = Path(workdir).expanduser() / "summary.json"
+    if step is None and summary.exists():
+        step = json.loads(summary.read_text())["chosen_step"]
+    labels = json.loads((summary.parent / "config.json").read_text())["labels"]
+    module = build_segmenter(config["model"], config["head"], len(labels["classes"]))
+    shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)), train=False))
+    restored = restore_part(workdir, {"params": shapes["params"], "stats": shapes["batch_stats"]}, step)
+    return Segmentation(
+        module=module,
+        variables={"params": restored["params"], "batch_stats": restored["stats"]},
+        mean=tuple(config["augment"]["mean"]),
+        std=tuple(config["augment"]["std"]),
+        classes=tuple(labels["classes"]),
+        colours=np.asarray(labels["colours"], np.uint8),
+        window=config["data"]["tile_size"],
+        config=config,
+    )

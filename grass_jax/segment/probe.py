@@ -1,0 +1,135 @@
+"""The linear probe: a dense linear classifier on frozen features, fitted to its optimum.
+
+The loss of a linear head whose logits are spread over the pixels of their feature cell depends on the masks only
+through the number of pixels of each class in each cell. With those counts the fit is a multinomial logistic regression:
+convex, without a learning rate, and the same whoever repeats it.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from scipy.optimize import minimize
+
+MOST_ITERATIONS = 1000
+BATCH = 32  # tiles encoded at once
+
+
+def cell_counts(masks: np.ndarray, height: int, width: int, classes: int) -> np.ndarray:
+    """Counts the labelled pixels of every class in every cell of a feature map.
+
+    Args:
+        masks: (n, t, t) class ids; ids of `classes` and above do not count.
+        height: rows h of the feature map.
+        width: columns w.
+        classes: k.
+
+    Returns:
+        (n, h, w, k) float32. Cell (i, j) holds the pixels whose centre lies in it when the map is stretched over the
+        tile.
+    """
+    first_row, first_column = (
+        np.ceil(np.arange(cells) * length / cells - 0.5).astype(int)
+        for length, cells in zip(masks.shape[1:], (height, width), strict=True)
+    )
+    counts = np.empty((len(masks), height, width, classes), np.float32)
+    for k in range(classes):  # class by class: the one-hot masks of many tiles would not fit in memory
+        in_rows = np.add.reduceat(masks == k, first_row, axis=1, dtype=np.int32)
+        counts[..., k] = np.add.reduceat(in_rows, first_column, axis=2)
+    return counts
+
+
+def fit_linear(features: np.ndarray, counts: np.ndarray, *, l2: float) -> tuple[np.ndarray, np.ndarray]:
+    """Fits a multinomial logistic regression with weighted, mixed targets.
+
+    Minimises 1/N sum_i sum_k c_ik (-log softmax_k(W^T z_i + b)) + l2/2 |W|^2 over W and b, where z is the features
+    standardised over the labelled cells, c the counts and N their sum. The intercept is not regularised.
+
+    Args:
+        features: (m, d) float32, one row a cell.
+        counts: (m, k) labelled pixels of every class in the cell.
+        l2: strength of the penalty, for standardised features.
+
+    Returns:
+        Kernel (d, k) and bias (k,), float32, for features as they come.
+
+    Raises:
+        ValueError: no cell is labelled.
+    """
+    labelled = counts.sum(1) > 0
+    if not labelled.any():
+        raise ValueError("No pixel of the tiles for the linear probe is labelled: give it tiles with labels.")
+    features, counts = features[labelled], counts[labelled]
+    mean, std = features.mean(0, dtype=np.float64), features.std(0, dtype=np.float64)
+    std = np.where(std > 1e-6, std, np.inf)  # a dead channel gets no weight
+    z = jnp.asarray((features - mean) / std, jnp.float32)
+    share = jnp.asarray(counts / counts.sum(dtype=np.float64), jnp.float32)
+    d, k = z.shape[1], share.shape[1]
+
+    @jax.jit
+    def value_and_gradient(w: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def objective(w: jax.Array) -> jax.Array:
+            logits = jnp.matmul(z, w[:-1], precision="highest") + w[-1]
+            return -jnp.sum(share * jax.nn.log_softmax(logits)) + l2 / 2 * jnp.sum(w[:-1] ** 2)
+
+        return jax.value_and_grad(objective)(w)
+
+    def on_host(flat: np.ndarray) -> tuple[float, np.ndarray]:
+        value, gradient = value_and_gradient(flat.reshape(d + 1, k).astype(np.float32))
+        return float(value), np.asarray(gradient, np.float64).ravel()
+
+    found = minimize(
+        on_host, np.zeros((d + 1) * k), jac=True, method="L-BFGS-B", options={"maxiter": MOST_ITERATIONS, "gtol": 1e-5}
+    )
+    if found.nit >= MOST_ITERATIONS:
+        logging.warning("The linear probe has not settled after %d iterations; raise its l2.", MOST_ITERATIONS)
+    w = found.x.reshape(d + 1, k)
+    kernel = w[:-1] / std[:, None]
+    return kernel.astype(np.float32), (w[-1] - mean @ kernel).astype(np.float32)
+
+
+def fit_probe(
+    encode: Callable[[np.ndarray], jax.Array],
+    tiles: Iterable[dict[str, np.ndarray]],
+    classes: int,
+    *,
+    l2: float,
+    devices: int = 1,
+) -> dict[str, Any]:
+    """Fits a linear head on the features of labelled tiles.
+
+    Args:
+        encode: images (n, t, t, c) uint8 -> features (n, h, w, d) of the frozen encoder.
+        tiles: `image` (t, t, c) and `mask` (t, t) of each labelled tile.
+        classes: k.
+        l2: see `fit_linear`.
+        devices: a multiple of these is encoded at once.
+
+    Returns:
+        The parameters of a `models.heads.LinearHead`.
+    """
+    features, counts = [], []
+    size = -(-BATCH // devices) * devices
+
+    def add(batch: list[dict[str, np.ndarray]]) -> None:
+        images = np.stack([tile["image"] for tile in batch])
+        images = np.pad(images, ((0, size - len(batch)), (0, 0), (0, 0), (0, 0)))  # one shape, one compilation
+        found = np.asarray(encode(images), np.float32)[: len(batch)]
+        _, height, width, channels = found.shape
+        masks = np.stack([tile["mask"] for tile in batch])
+        features.append(found.reshape(-1, channels))
+        counts.append(cell_counts(masks, height, width, classes).reshape(-1, classes))
+
+    batch: list[dict[str, np.ndarray]] = []
+    for tile in tiles:
+        batch.append(tile)
+        if len(batch) == size:
+            add(batch)
+            batch = []
+    if batch:
+        add(batch)
+    kernel, bias = fit_linear(np.concatenate(features), np.concatenate(counts), l2=l2)
+    return {"classifier": {"conv": {"kernel": jnp.asarray(kernel), "bias": jnp.asarray(bias)}}}

@@ -1,0 +1,133 @@
+"""One image on its way to its map: the open file, and the products under their temporary names."""
+
+import contextlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from grass_jax.data.geotiff import georeference, open_raster
+from grass_jax.data.rasters import TIFF_SUFFIXES, UnusableImageError, open_scene
+from grass_jax.report.quicklook import QuickLook
+from grass_jax.segment.inputs import Job
+from grass_jax.segment.map_writer import NODATA, choose_nodata, class_map, encode_probabilities, probability_map
+
+Note = Callable[..., None]  # a log message and its values
+
+
+class Header(NamedTuple):
+    """What the map takes over from the image: place on the ground as rasterio's options, and the nodata value."""
+
+    placement: dict[str, Any]
+    nodata: float | None
+
+
+def read_header(path: Path, note: Note) -> Header:
+    """Reads what a map takes over from its image; a PNG or JPEG has nothing of it.
+
+    Args:
+        path: the image.
+        note: told what a user should know about the image.
+
+    Raises:
+        UnusableImageError: if the image has two bands that are not grey and alpha.
+    """
+    if path.suffix.lower() not in TIFF_SUFFIXES:
+        return Header({}, None)
+    from rasterio.enums import ColorInterp
+
+    with open_raster(path) as raster:
+        if raster.count == 2 and raster.colorinterp[1] != ColorInterp.alpha:
+            raise UnusableImageError(
+                "it has 2 bands: give an image of 1 band (grey) or of 3 and more (red, green, blue)"
+            )
+        if raster.count > 3:
+            note("%s has %d bands: the first three are read as red, green and blue.", path, raster.count)
+        points, crs = raster.gcps
+        if points:
+            return Header({"gcps": points, "crs": crs}, raster.nodata)
+        place = georeference(raster)
+        if place is None or place.crs is None:
+            note("%s has no CRS, and so its map has none.", path)
+        return Header(place._asdict() if place else {}, raster.nodata)
+
+
+class SceneMap:
+    """Takes a scene's logits strip by strip, and puts the products in place when all of it has been seen.
+
+    Args:
+        job: the image and its products.
+        classes: names of the k class ids.
+        colours: (k, 3) uint8.
+        note: told what a user should know about the image.
+
+    Raises:
+        UnusableImageError: if the image cannot be mapped; other errors where it is broken.
+    """
+
+    def __init__(self, job: Job, classes: Sequence[str], colours: np.ndarray, note: Note):
+        self.job, self.classes, self._colours = job, classes, colours
+        self._counts = np.zeros(len(classes), np.int64)
+        with contextlib.ExitStack() as stack:
+            self.scene = scene = stack.enter_context(open_scene(job.image, verify=False))
+            header = read_header(job.image, note)
+            self.left = scene.height * scene.width
+            self._nodata = choose_nodata(header.nodata, len(classes)) if scene.valid is not None else None
+            if self._nodata == NODATA and header.nodata in range(len(classes)):
+                note("The nodata value of %s is the id of a class: nodata is %d in its map.", job.image, NODATA)
+            options: dict[str, Any] = {"classes": classes, "placement": header.placement}
+            size = scene.height, scene.width
+            self._write_ids = stack.enter_context(
+                class_map(job.map, *size, colours=colours, nodata=self._nodata, **options)
+            )
+            self._write_probabilities = None
+            if job.probabilities is not None:
+                marked = self._nodata is not None
+                self._write_probabilities = stack.enter_context(
+                    probability_map(job.probabilities, *size, nodata=marked, **options)
+                )
+            self._look = QuickLook(*size) if job.quicklook is not None else None
+            self._open = stack.pop_all()  # from here on `finish` or `abandon` closes
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Pixels of each class so far, nodata left out."""
+        return dict(zip(self.classes, self._counts.tolist(), strict=True))
+
+    def write(self, y0: int, x0: int, logits: np.ndarray) -> None:
+        """Takes a strip of logits (rows, w, k) with its upper left corner.
+
+        Raises:
+            ValueError: if the number of classes is another than that of the names.
+        """
+        rows, width, classes = logits.shape
+        if classes != len(self.classes):
+            raise ValueError(f"The network has {classes} classes, but {len(self.classes)} are named: name them all.")
+        ids = logits.argmax(-1).astype(np.uint8)
+        valid = None
+        if self.scene.valid is not None:
+            valid = self.scene.valid(y0, y0 + rows)[:, x0 : x0 + width]
+            self._counts += np.bincount(ids[valid], minlength=classes)
+            ids[~valid] = self._nodata
+        else:
+            self._counts += np.bincount(ids.reshape(-1), minlength=classes)
+        self._write_ids(y0, x0, ids)
+        if self._write_probabilities is not None:
+            self._write_probabilities(y0, x0, encode_probabilities(logits, valid))
+        if self._look is not None:
+            self._look.add(y0, x0, self.scene.rows(y0, y0 + rows)[:, x0 : x0 + width], ids)
+        self.left -= rows * width
+
+    def finish(self) -> None:
+        """Puts the products in place, the map last."""
+        if self._look is not None:
+            assert self.job.quicklook is not None
+            title, marked = self.job.image.name, self._nodata is not None
+            self._look.save(self.job.quicklook, self.counts, self._colours, title=title, nodata=marked)
+        self._open.close()
+
+    def abandon(self) -> None:
+        """Closes the image and removes what has been written."""
+        error = InterruptedError(f"{self.job.image} was not mapped to its end.")
+        self._open.__exit__(type(error), error, None)

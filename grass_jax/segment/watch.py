@@ -1,0 +1,193 @@
+"""What pretraining is worth while it goes on: linear probes and the purity of the guided boxes, on labelled tiles."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+
+from grass_jax.augment import Augmentation, two_views
+from grass_jax.data.labelled import LabelledSet
+from grass_jax.methods import Method
+from grass_jax.models import build_encoder, build_segmenter
+from grass_jax.report import maps
+from grass_jax.report.log import read_metrics, write_json
+from grass_jax.sampling import salient_boxes
+from grass_jax.segment.evaluate import evaluate
+from grass_jax.segment.labelled_data import choose, open_data
+from grass_jax.segment.model import make_forward
+from grass_jax.segment.probe import fit_probe
+from grass_jax.segment.purity import Purity, box_purity, join, summarise_purity, view_masks
+from grass_jax.sharding import local_mesh, own_copy
+from grass_jax.state import TrainState
+from grass_jax.steps import GuidanceSettings, guide
+from grass_jax.train import Hook, Phase
+
+PURITY_BATCH = 64  # tiles whose contrastive loss guides the boxes that are measured
+PURITY_FILE = "purity.json"
+BOXES = ("guided", "random encoder", "another view's box", "activation alone")  # the first and its controls
+
+
+def watching_hooks(
+    config: Any,
+    method: Method,
+    init: Callable[[], TrainState],
+    augmentation: Augmentation,
+    hp: GuidanceSettings,
+    workdir: Path,
+    steps_per_epoch: int,
+) -> tuple[Hook, ...]:
+    """Makes the hooks that `config.probe` asks for; none where it is off.
+
+    Args:
+        config: of a pretraining run, checked.
+        method: supplies encoder and loss.
+        init: makes the state before the first step: the random encoder of the controls.
+        augmentation: of the views whose boxes are measured.
+        hp: choices of the guidance.
+        workdir: folder of the run.
+        steps_per_epoch: turns epochs into steps.
+
+    Raises:
+        ConfigError: the labelled data cannot be had as it is described.
+    """
+    if not config.probe.every_epochs:
+        return ()
+    labelled = open_data(config.probe.data)
+    every = max(1, round(config.probe.every_epochs * steps_per_epoch))
+    hooks = [Hook(probing(config, labelled), every=every, at_start=True)]
+    if config.probe.purity_tiles:
+        hooks.append(Hook(purity_watch(config, labelled, method, init, augmentation, hp, workdir), at_start=True))
+    return tuple(hooks)
+
+
+def probing(config: Any, labelled: LabelledSet) -> Callable[[Phase, int, TrainState], dict[str, float]]:
+    """Makes the hook that fits a linear head on frozen features and scores it on whole scenes.
+
+    The scenes are the validation part where there is one, else the test part.
+    """
+    settings = config.probe
+    chosen = choose(labelled, settings.labels, settings.labels_seed)
+    mesh, k = local_mesh(), len(labelled.classes)
+    normalisation = config.augment.mean, config.augment.std
+    encode = make_forward(build_encoder(**config.model), *normalisation, mesh)
+    network = make_forward(build_segmenter(config.model, {"name": "linear"}, k), *normalisation, mesh)
+
+    def probe(phase: Phase, step: int, state: TrainState) -> dict[str, float]:
+        del phase, step
+        own = own_copy(state)
+        encoder = {"params": own.params["encoder"], "batch_stats": own.stats["encoder"]}
+        tiles = (labelled.train[int(i)] for i in chosen)
+        head = fit_probe(encode(encoder), tiles, k, l2=settings.l2, devices=mesh.size)
+        variables = {
+            "params": {"encoder": encoder["params"], "decoder": head},
+            "batch_stats": {"encoder": encoder["batch_stats"]},
+        }
+        found = evaluate(
+            network(variables),
+            labelled.validation or labelled.test,
+            labelled.classes,
+            window=settings.window or config.probe.data.tile_size,
+            overlap=settings.overlap,
+            batch_size=settings.batch_size,
+        ).scores
+        return {"probe_miou": found["miou"], "probe_accuracy": found["overall_accuracy"]}
+
+    return probe
+
+
+def purity_watch(
+    config: Any,
+    labelled: LabelledSet,
+    method: Method,
+    init: Callable[[], TrainState],
+    augmentation: Augmentation,
+    hp: GuidanceSettings,
+    workdir: Path,
+) -> Callable[[Phase, int, TrainState], dict[str, float]]:
+    """Makes the hook that measures which classes the guided boxes hold; see `purity`."""
+    k, batch = len(labelled.classes), min(PURITY_BATCH, config.probe.purity_tiles, len(labelled.train))
+    order = np.random.default_rng(config.seed).permutation(len(labelled.train))
+    count = max(batch, min(config.probe.purity_tiles, len(order)) // batch * batch)
+    tiles = order[:count].reshape(-1, batch)
+
+    @jax.jit
+    def all_boxes(state: TrainState, random: TrainState, key: jax.Array, images: jax.Array) -> tuple[Any, ...]:
+        views, geometry = two_views(key, images, augmentation, geometry=True)
+        guided, by_random = (guide(s, views, method=method, hp=hp)[0].boxes for s in (state, random))
+        activation = method.encode(state.params, state.stats, views)[0].mean(-1)
+        by_activation = salient_boxes(activation, size=augmentation.size, threshold=hp.threshold)
+        return geometry, (guided, by_random, jnp.roll(guided, -1, axis=0), by_activation)  # in the order of BOXES
+
+    def measure(phase: Phase, step: int, state: TrainState) -> dict[str, float]:
+        if jax.process_index() != 0:
+            return {}
+        own, random = own_copy(state), init()
+        parts: dict[str, list[Purity]] = {}
+        for number, indices in enumerate(tiles):
+            found = [labelled.train[int(i)] for i in indices]
+            key = jax.random.fold_in(jax.random.key(config.seed), number)
+            images = np.stack([tile["image"] for tile in found])
+            geometry, boxes = jax.device_get(all_boxes(own, random, key, images))
+            masks = view_masks(
+                np.stack([tile["mask"] for tile in found]), geometry.boxes, geometry.flips, augmentation.size
+            ).reshape(-1, augmentation.size, augmentation.size)
+            for name, its in zip(BOXES, boxes, strict=True):
+                rng = np.random.default_rng([config.seed, number])
+                parts.setdefault(name, []).append(box_purity(masks, its.reshape(-1, 4), k, rng))
+        groups = [labelled.train_groups[int(i)] for i in tiles.ravel()]
+        summary = summarise_purity({n: join(p) for n, p in parts.items()}, groups, labelled.classes)
+        name = phase.name if step else "random"
+        write_json(workdir / PURITY_FILE, read_purity(workdir) | {name: summary})
+        try:
+            maps.purity(workdir / "figures" / f"purity_{name}.png", summary)
+        except OSError as error:  # a full disk must not cost the checkpoint that follows
+            logging.warning("The figure of the purity could not be written: %s", error)
+        mean = summary["boxes"][BOXES[0]]["mixed"]["majority"]["mean"]
+        return {} if mean is None else {"purity_mixed": mean}
+
+    return measure
+
+
+def read_purity(workdir: Path) -> dict[str, Any]:
+    """Reads what has been measured of a run's purity: by phase, and `random` for the encoder before it."""
+    path = workdir / PURITY_FILE
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def watched(workdir: Path, phases: dict[str, int]) -> dict[str, Any]:
+    """Draws the probe's curve, says what was found in a small table, and returns it for `summary.json`.
+
+    Args:
+        workdir: folder of the run.
+        phases: last step of every phase by name.
+    """
+    records = [record for record in read_metrics(workdir) if record.get("probe_miou") is not None]
+    if not records:
+        return {}
+    curve = [
+        {"step": r["step"], "phase": r["phase"] if r["step"] else "random encoder", "miou": r["probe_miou"]}
+        for r in records
+    ]
+    maps.probe_curve(workdir / "figures" / "probe.png", curve)
+    at = {record["step"]: record for record in records}
+    rows = {"random": 0} | phases
+    table = {
+        name: {key: at[step].get(key) for key in ("probe_miou", "probe_accuracy", "purity_mixed")}
+        for name, step in rows.items()
+        if step in at
+    }
+    logging.info("Linear probe on frozen features     mIoU   accuracy   purity gain on mixed views")
+    for name, numbers in table.items():
+        label = "random encoder" if name == "random" else f"after {name}"
+        text = [f"{v:9.4f}" if v is not None else "        -" for v in numbers.values()]
+        logging.info("  %-29s %s  %s   %s", label, *text)
+    logging.info(
+        "This shows that the pipeline works, not what GS training gains: that takes equal updates, equal compute and "
+        "random boxes (configs/compare.py, not here yet)."
+    )
+    return {"probe": table, "purity": read_purity(workdir)}

@@ -1,0 +1,255 @@
+"""The segmentation task on a tiny labelled folder: to the end, interrupted, from a pretraining run, scored, mapped."""
+
+import json
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from PIL import Image
+
+from configs import evaluate as evaluate_config
+from configs import predict as predict_config
+from grass_jax import pretrain, sharding
+from grass_jax.checkpoint import ResumeError
+from grass_jax.config import ConfigError
+from grass_jax.data.labelled import open_labelled
+from grass_jax.report.log import read_metrics
+from grass_jax.segment import apply, evaluate, finetune
+from grass_jax.segment.evaluate import predict_scenes
+from grass_jax.segment.labelled_data import open_data
+from grass_jax.segment.model import load_segmenter
+from grass_jax.state import load_encoder
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    """A single device: it is the arithmetic of one machine that must repeat bit for bit."""
+    make_mesh = sharding.make_mesh
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sharding, "make_mesh", lambda devices=None: make_mesh(jax.devices()[:1]))
+        yield
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_segment, tmp_path_factory):
+    """A run on all eight devices."""
+    workdir = tmp_path_factory.mktemp("segment")
+    return workdir, finetune.run(tiny_segment(**{"finetune.steps": 40, "labels": "16"}), workdir)
+
+
+@pytest.fixture(scope="module")
+def pretrained(tiny, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("pretrained")
+    changes = {"augment.mean": (0.4, 0.4, 0.4), "warmup.epochs": 1, "gs.epochs": 1}
+    pretrain.run(tiny(**changes), workdir)
+    return workdir
+
+
+def test_the_job_leaves_everything_a_person_looks_at(finished):
+    workdir, summary = finished
+    assert summary == json.loads((workdir / "summary.json").read_text())
+    assert (summary["steps"], summary["labelled_crops"], summary["init"], summary["chosen_step"]) == (
+        *(40, 16, "random", 40),
+    )
+    lines = (workdir / "labels.txt").read_text().splitlines()
+    assert len(set(lines)) == 16
+    assert not any(line.startswith("south") for line in lines)
+    places = [line.split("_")[0] for line in lines]
+    assert max(places.count(p) for p in set(places)) - min(places.count(p) for p in set(places)) <= 1
+    records = read_metrics(workdir)
+    assert {"loss", "pixel_accuracy", "gradient_norm", "learning_rate"} <= records[-1].keys()
+    assert records[-1]["loss"] < records[0]["loss"]
+    test = summary["test"]
+    assert test["scenes"] == 2
+    assert test["areas"]["areas"] == 1  # both test scenes show one place
+    assert test["areas"]["miou"] == pytest.approx(test["miou"])
+    assert 0 <= test["boundary"]["mean"] <= 1
+    assert sum(test["pixels"].values()) == 2 * 96 * 128
+    for name in ("curves", "confusion", "predictions"):
+        with Image.open(workdir / "figures" / f"{name}.png") as picture:
+            assert min(picture.size) > 200
+
+
+def test_the_figures_are_those_of_a_plain_comparison(finished, tiny_segment):
+    """Every pixel of the test scenes counts once: the scenes as Pillow reads them, and the network window by window."""
+    workdir, summary = finished
+    network, config = load_segmenter(workdir), tiny_segment()
+    labelled = open_data(config.data)
+    forward = network.forward(sharding.local_mesh())
+    right = total = 0
+    found = predict_scenes(forward, labelled.test, window=48, overlap=0.25, batch_size=8)
+    for (index, _, prediction), scene in zip(found, labelled.test, strict=True):
+        with Image.open(f"{config.data.path}/masks/{scene.name}") as mask:
+            truth = np.asarray(mask)
+        assert scene.name == f"south_{index}.png"
+        right, total = right + (truth == prediction).sum(), total + truth.size
+    assert summary["test"]["overall_accuracy"] == pytest.approx(right / total)
+
+
+def test_one_device_and_eight_give_the_same_confusion_matrix(finished, tiny_segment, monkeypatch):
+    network, labelled = load_segmenter(finished[0]), open_data(tiny_segment().data)
+    matrices = []
+    for devices in (jax.devices(), jax.devices()[:1]):
+        mesh = sharding.make_mesh(devices)
+        monkeypatch.setattr(evaluate, "local_mesh", lambda mesh=mesh: mesh)
+        found = evaluate.evaluate(
+            network.forward(mesh), labelled.test, labelled.classes, window=48, overlap=0.5, batch_size=8
+        )
+        matrices.append(found.matrix)
+    np.testing.assert_array_equal(*matrices)
+    assert matrices[0].sum() == 2 * 96 * 128
+
+
+def test_a_finished_run_says_so(finished, tiny_segment, caplog):
+    with caplog.at_level("INFO", logger="absl"):
+        assert finetune.run(tiny_segment(**{"finetune.steps": 40, "labels": "16"}), finished[0]) is None
+    assert "has ended after 40 steps" in caplog.text
+    with pytest.raises(ResumeError, match="labels"):
+        finetune.run(tiny_segment(**{"finetune.steps": 40, "labels": "8"}), finished[0])
+
+
+def test_an_interrupted_run_ends_as_if_it_had_not_been(one_device, tiny_segment, tmp_path, monkeypatch):
+    config = tiny_segment(**{"data.test": "", "labels": "all"})
+    finetune.run(config, tmp_path / "whole")
+
+    class Killed(BaseException):
+        pass
+
+    build = finetune.segmentation_task
+
+    def interrupted(*args, **options):
+        def watch(phase, step, metrics):
+            if step == 3:
+                raise Killed
+
+        return build(*args, **options)._replace(watch=watch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(finetune, "segmentation_task", interrupted)
+        with pytest.raises(Killed):
+            finetune.run(config, tmp_path / "killed")
+    finetune.run(config, tmp_path / "killed")
+    whole, killed = (load_segmenter(tmp_path / name).variables for name in ("whole", "killed"))
+    jax.tree.map(np.testing.assert_array_equal, killed, whole)
+    losses = [[r["loss"] for r in read_metrics(tmp_path / name)] for name in ("whole", "killed")]
+    assert losses[0] == losses[1]
+    assert len(losses[0]) == 6
+
+
+def test_the_encoder_and_its_bands_come_from_the_pretraining_run(pretrained, tiny_segment, tmp_path, monkeypatch):
+    started = []
+    monkeypatch.setattr(finetune, "train", lambda task, *args, **options: started.append(task.init()) or 1 / 0)
+    config = tiny_segment(**{"init": str(pretrained), "init_step": 3, "model.width": 8})
+    with pytest.raises(ZeroDivisionError):
+        finetune.run(config, tmp_path)
+    resolved = json.loads((tmp_path / "config.json").read_text())["config"]
+    assert (resolved["model"]["width"], resolved["augment"]["mean"]) == (4, [0.4, 0.4, 0.4])
+    after_warmup = load_encoder(pretrained, 3).variables
+    jax.tree.map(np.testing.assert_array_equal, started[0].params["encoder"], after_warmup["params"])
+    jax.tree.map(np.testing.assert_array_equal, started[0].stats["encoder"], after_warmup["batch_stats"])
+    for init, words in ((tmp_path / "none", "no pretraining run"), (tmp_path, "holds a segment run")):
+        with pytest.raises(ConfigError, match=words):
+            finetune.run(tiny_segment(init=str(init)), tmp_path / "other")
+    with pytest.raises(ConfigError, match=r"no checkpoint of step 5"):
+        finetune.run(tiny_segment(**{"init": str(pretrained), "init_step": 5}), tmp_path / "other")
+
+
+def test_a_linear_head_leaves_the_encoder_alone(pretrained, tiny_segment, tmp_path):
+    config = tiny_segment(**{"init": str(pretrained), "head.name": "linear", "labels": "12"})
+    summary = finetune.run(config, tmp_path)
+    assert summary is not None
+    assert summary["test"]["overall_accuracy"] > 0.5
+    network, encoder = load_segmenter(tmp_path), load_encoder(pretrained)
+    jax.tree.map(np.testing.assert_array_equal, network.variables["params"]["encoder"], encoder.variables["params"])
+    assert network.variables["params"]["decoder"]["classifier"]["conv"]["kernel"].any()
+    assert finetune.run(config, tmp_path) is None
+
+
+def test_validation_chooses_from_enough_crops_on(tiny_segment, tmp_path, monkeypatch, caplog):
+    changes = {"data.validation": "north", "validate_every": 2, "labels": "8"}
+    with caplog.at_level("INFO", logger="absl"), monkeypatch.context() as patch:
+        patch.setattr(finetune, "train", lambda *args, **options: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            finetune.run(tiny_segment(**changes), tmp_path / "few")
+    assert "8 labelled crops are fewer than 100: the last iterate counts" in caplog.text
+
+    monkeypatch.setattr(finetune, "FEW", 8)
+    scored = iter([0.3, 0.9, 0.2])
+    score = finetune.score
+
+    def scripted(config, labelled, state, scenes, **options):
+        found = score(config, labelled, state, scenes, **options)
+        if scenes == labelled.validation:
+            found.scores["miou"] = next(scored)
+        return found
+
+    monkeypatch.setattr(finetune, "score", scripted)
+    summary = finetune.run(tiny_segment(**changes), tmp_path / "many")
+    assert summary is not None
+    assert summary["chosen_step"] == 4
+    assert [r["validation_miou"] for r in read_metrics(tmp_path / "many") if "validation_miou" in r] == [0.3, 0.9, 0.2]
+    assert sorted(ocp.utils.checkpoint_steps(tmp_path / "many" / "checkpoints")) == [4, 6]
+    by_hand = load_segmenter(tmp_path / "many", 4).variables
+    jax.tree.map(np.testing.assert_array_equal, load_segmenter(tmp_path / "many").variables, by_hand)
+
+
+def test_a_list_of_another_run_gives_the_same_crops(finished, tiny_segment, tmp_path, monkeypatch):
+    monkeypatch.setattr(finetune, "train", lambda *args, **options: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        finetune.run(tiny_segment(labels=str(finished[0] / "labels.txt")), tmp_path)
+    assert (tmp_path / "labels.txt").read_text() == (finished[0] / "labels.txt").read_text()
+    for budget, words in (("1000", "larger than"), ("some", "must be 'all'"), ("1.5", "between 0 and 1")):
+        with pytest.raises(ConfigError, match=words):
+            finetune.run(tiny_segment(labels=budget), tmp_path / "other")
+
+
+def evaluation(finished, labelled_folder, **changes):
+    config = evaluate_config.get_config("folder")
+    config.model = str(finished[0])
+    config.data.update({"path": str(labelled_folder), "classes": ("grass", "stone", "water"), "group": r"(\w+)_\d"})
+    config.evaluate.update({"batch_size": 8, "boundary": 0})
+    config.compilation_cache = ""
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+def test_another_folder_is_scored_whole(finished, labelled_folder, tmp_path):
+    summary = apply.evaluate_model(evaluation(finished, labelled_folder), tmp_path)
+    assert summary is not None
+    assert summary["test"]["scenes"] == 8
+    assert sum(summary["test"]["pixels"].values()) == 8 * 96 * 128
+    assert summary["test"]["areas"]["areas"] == 4
+    assert (tmp_path / "figures" / "confusion.png").exists()
+    other = evaluation(finished, labelled_folder, **{"data.mask_values": (0, 2, 1)})
+    with pytest.raises(ConfigError, match="another model or data set"):
+        apply.evaluate_model(other, tmp_path)
+    with pytest.raises(ConfigError, match="The model knows the classes grass, stone, water"):
+        apply.evaluate_model(evaluation(finished, labelled_folder, **{"data.classes": ("a", "b")}), tmp_path / "b")
+    with pytest.raises(ConfigError, match=r"config\.model must be the folder"):
+        apply.evaluate_model(evaluation(finished, labelled_folder, model=""), tmp_path / "c")
+
+
+def test_a_scene_is_mapped_by_the_command(finished, labelled_folder, tmp_path):
+    config = predict_config.get_config()
+    changes = {"model": str(finished[0]), "input": str(labelled_folder / "images" / "south_*.png"), "batch_size": 3}
+    config.update({**changes, "output": str(tmp_path / "maps"), "compilation_cache": ""})
+    found = apply.predict_images(config, tmp_path)
+    assert len(found["written"]) == 2
+    network, labelled = load_segmenter(finished[0]), open_labelled_test(labelled_folder, tmp_path)
+    forward = network.forward(sharding.local_mesh())
+    for index, _, prediction in predict_scenes(forward, labelled, window=48, overlap=0.5, batch_size=8):
+        with Image.open(tmp_path / "maps" / f"south_{index}.tif") as found_map:
+            assert (np.asarray(found_map) == prediction).mean() > 0.999
+    config.input = str(tmp_path / "nothing.tif")
+    with pytest.raises(ConfigError, match=r"config\.input: There is no image"):
+        apply.predict_images(config, tmp_path)
+
+
+def open_labelled_test(folder, tmp_path):
+    from grass_jax.data.labels import Labels
+    from grass_jax.data.splits import Split
+
+    labels = Labels(("grass", "stone", "water"))
+    options = {"path": folder, "labels": labels, "group": r"(\w+)_\d", "tile_size": 48, "data_dir": tmp_path}
+    return open_labelled("segmentation_folder", split=Split(test="south"), **options).test

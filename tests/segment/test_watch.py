@@ -1,0 +1,89 @@
+"""Probes and purity while a tiny encoder pretrains."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from grass_jax import pretrain
+from grass_jax.report.log import read_metrics
+from grass_jax.segment import watch
+from grass_jax.state import load_encoder
+
+
+@pytest.fixture(scope="module")
+def watched_config(tiny, labelled_folder, tmp_path_factory):
+    config = tiny(**{"warmup.epochs": 1, "gs.epochs": 1, "checkpoint.every_epochs": 1.0})
+    config.probe.update({"every_epochs": 0.7, "labels": "12", "batch_size": 8, "purity_tiles": 16})
+    config.probe.data.update(
+        {
+            "path": str(labelled_folder),
+            "classes": ("grass", "stone", "water"),
+            "group": r"(\w+)_\d",
+            "test": "south",
+            "tile_size": 48,
+            "data_dir": str(tmp_path_factory.mktemp("probe_tiles")),
+        }
+    )
+    return config
+
+
+@pytest.fixture(scope="module")
+def watched(watched_config, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("watched")
+    return workdir, pretrain.run(watched_config, workdir)
+
+
+def test_the_probe_has_a_curve_and_a_table(watched):
+    workdir, summary = watched
+    records = read_metrics(workdir)
+    scored = {r["step"]: r["probe_miou"] for r in records if "probe_miou" in r}
+    assert list(scored) == [0, 2, 3, 4, 6]  # every two steps, and the ends of the phases
+    assert [r["step"] for r in records if "loss" in r] == [1, 2, 3, 4, 5, 6]
+    assert list(summary["probe"]) == ["random", "warmup", "gs"]
+    assert summary["probe"]["gs"]["probe_miou"] == scored[6]
+    assert all(0.2 < row["probe_accuracy"] <= 1 for row in summary["probe"].values())
+    assert "loss" in summary["phases"]["warmup"]["begins"]  # step 0 has none
+    with Image.open(workdir / "figures" / "probe.png") as picture:
+        assert min(picture.size) > 200
+
+
+def test_the_purity_is_measured_at_both_ends_of_each_phase_with_its_controls(watched):
+    workdir, summary = watched
+    assert summary["purity"] == json.loads((workdir / "purity.json").read_text())
+    assert list(summary["purity"]) == ["random", "warmup", "gs"]
+    for name, found in summary["purity"].items():
+        assert (found["tiles"], found["groups"]) == (16, 3)
+        assert list(found["boxes"]) == ["guided", "random encoder", "another view's box", "activation alone"]
+        assert found["boxes"]["guided"]["all"]["majority"]["n"] == 32
+        assert (workdir / "figures" / f"purity_{name}.png").exists()
+    # the random encoder's boxes are the guided ones before the first step, and others after training
+    random, trained = (
+        summary["purity"][name]["boxes"]["random encoder"]["all"]["guided_minus_this"] for name in ("random", "gs")
+    )
+    assert random["majority"]["mean"] == random["entropy"]["mean"] == 0
+    assert trained["entropy"]["mean"] != 0
+
+
+def test_watching_changes_no_number_of_the_training(watched, tiny, tmp_path):
+    workdir, _ = watched
+    pretrain.run(tiny(**{"warmup.epochs": 1, "gs.epochs": 1, "checkpoint.every_epochs": 1.0}), tmp_path)
+    for expected, actual in zip(
+        *(jax.tree.leaves(load_encoder(place).variables) for place in (tmp_path, workdir)), strict=True
+    ):
+        np.testing.assert_array_equal(actual, expected)
+
+
+def test_an_ended_run_can_still_be_summed_up(watched, watched_config):
+    workdir, summary = watched
+    (workdir / "summary.json").unlink()
+    assert pretrain.run(watched_config, workdir) is None
+    again = json.loads((workdir / "summary.json").read_text())
+    assert (again["probe"], again["purity"]) == (summary["probe"], summary["purity"])
+
+
+def test_without_a_probe_nothing_is_added(tiny, tmp_path):
+    assert watch.watching_hooks(tiny(), None, None, None, None, tmp_path, 3) == ()
+    assert watch.watched(tmp_path, {"warmup": 3}) == {}
