@@ -41,7 +41,8 @@ def main(_: list[str]) -> None:
     except (ConfigError, ResumeError, DivergedError) as error:
         sys.exit(f"grass_jax: {error}")
     except KeyboardInterrupt:
-        sys.exit(f"grass_jax: interrupted; the same command goes on from the newest checkpoint in {workdir}.")
+        goes_on = f" goes on from the newest checkpoint in {workdir}" if "phases" in config else " starts over"
+        sys.exit(f"grass_jax: interrupted; the same command{goes_on}.")
 
 
 def parse(arguments: list[str]) -> list[str]:

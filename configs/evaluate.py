@@ -23,14 +23,7 @@ def get_config(preset: str = "sample") -> ConfigDict:
             "model": "",  # workdir of a fine-tuning run
             "model_step": 0,  # 0: the one that counts
             "data": PRESETS[preset],
-            "evaluate": {
-                "window": 0,  # 0: the tile size of the training
-                "overlap": 0.5,
-                "batch_size": 16,
-                "boundary": 3,
-                "without": (),
-                "figure_scenes": 4,
-            },
+            "evaluate": labelled.scoring(),
             "compilation_cache": "~/.cache/grass_jax/xla",
         }
     )

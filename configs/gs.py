@@ -14,7 +14,7 @@ from configs import labelled
 
 
 def get_config(preset: str = "sample") -> ConfigDict:
-    """Returns the configuration of a preset: sample, folder, folder_full or reference."""
+    """Returns the configuration of a preset: sample, folder, dubai, dubai_new_scene, folder_full or reference."""
     if preset not in PRESETS:
         raise ValueError(f"configs/gs.py has the presets {', '.join(PRESETS)}, not {preset!r}.")
     config = full_size()
@@ -121,6 +121,14 @@ SMALL = {
     "log": {"every": 1},
 }
 
+FOLDER = {
+    **SMALL,
+    "augment": {**SMALL["augment"], "size": 96, "area": (0.2, 1.0)},
+    "warmup": {"epochs": 10},
+    "gs": {"epochs": 10},
+    "checkpoint": {"every_epochs": 2.0},
+}
+
 PRESETS = {
     # 3 to 4 minutes and 1.5 GB on 2 CPU cores, nothing downloaded. One run with JAX 0.12: loss 4.7 to 3.1 in the
     # warm-up, 4.7 to 4.4 in GS training; embedding_std 0.04 to 0.084, then 0.044 rising to 0.055 (1/sqrt(128) = 0.088
@@ -129,18 +137,24 @@ PRESETS = {
         **SMALL,
         "data": {"name": "sample", "tile_size": 96},
         "augment": {**SMALL["augment"], "size": 64, "area": (0.4, 1.0)},  # views of 64 hold less than of 224
-        "probe": {"every_epochs": 4.0, "data": labelled.SAMPLE},
+        "probe": {"every_epochs": 4.0, "data": labelled.SAMPLE_PROBE},
         "warmup": {"epochs": 8},
         "gs": {"epochs": 8},
         "checkpoint": {"every_epochs": 2.0},
     },
     # Five minutes for 600 tiles on 2 CPU cores, 15 to 20 for 1,900; 2 GB.
-    "folder": {
-        **SMALL,
-        "augment": {**SMALL["augment"], "size": 96, "area": (0.2, 1.0)},
-        "warmup": {"epochs": 10},
-        "gs": {"epochs": 10},
-        "checkpoint": {"every_epochs": 2.0},
+    "folder": FOLDER,
+    # The small model on the training parts of a labelled data set, with a probe: --config.data.path=FOLDER/images
+    # --config.probe.data.path=FOLDER. Eight minutes on 2 CPU cores.
+    "dubai": {
+        **FOLDER,
+        "data": {"exclude": labelled.DUBAI["test"]},
+        "probe": {"every_epochs": 5.0, "data": labelled.DUBAI_PROBE},
+    },
+    "dubai_new_scene": {
+        **FOLDER,
+        "data": {"exclude": labelled.DUBAI_NEW_SCENE["test"]},
+        "probe": {"every_epochs": 5.0, "data": labelled.DUBAI_NEW_SCENE_PROBE},
     },
     # About 25 GB for the step (3.0 GiB a chip on eight TPU v5e, from the compiler); not yet run on a GPU.
     "folder_full": {},

@@ -1,4 +1,4 @@
-"""Labelled data sets: classes, splits and what is ignored. Sections of the other configs, not a config itself."""
+"""Labelled data sets and how they are scored: sections of the other configs, not a config itself."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ def section(**changes: Any) -> dict[str, Any]:
         "group": "",  # pattern that finds the group in a file's name; empty: every file is its own
         "group_tables": (),  # instead: CSV files in `path`, of file and group
         "test": "",  # pattern of the names of test files, or a share of the groups such as "0.2"
-        "validation": "",  # likewise, of the rest
+        "validation": "",  # likewise, of the rest: what a probe is scored on
         "block": 0,  # side of a block, pixels
         "guard": 0,  # pixels around test blocks that do not count
         "split_seed": 0,
@@ -31,6 +31,18 @@ def section(**changes: Any) -> dict[str, Any]:
         "stride": 0,  # 0: the tile size
         "data_dir": "",
     } | changes
+
+
+def scoring() -> dict[str, Any]:
+    """Returns a section `evaluate`: how whole scenes are scored, in blended windows."""
+    return {
+        "window": 0,  # 0: the tile size of the training
+        "overlap": 0.5,
+        "batch_size": 16,
+        "boundary": 3,  # tolerance of the boundary F1, pixels; 0 leaves it out
+        "without": (),  # classes that a second mIoU leaves out, such as Potsdam's clutter
+        "figure_scenes": 4,
+    }
 
 
 # "Semantic segmentation of aerial imagery" (Mohammed Bin Rashid Space Centre and Humans in the Loop): 8 areas of Dubai
@@ -53,6 +65,10 @@ DUBAI = section(
         ("tile8_part009", 770, 0, -1, -1),
     ),
 )
+# For the probe of a pretraining run: part 6 of every area, so that the test parts stay closed.
+DUBAI_PROBE = {**DUBAI, "validation": "part006"}
 # New scenes, harder: areas 1, 2 and 5 test; 4, 7 and 8 overlap and stay together.
 DUBAI_NEW_SCENE = section(**_DUBAI, test=r"tile[125]_")
+DUBAI_NEW_SCENE_PROBE = {**DUBAI_NEW_SCENE, "validation": r"tile6_"}
 SAMPLE = section(name="sample", tile_size=96)
+SAMPLE_PROBE = {**SAMPLE, "validation": "0.2"}

@@ -107,7 +107,7 @@ class ResumeError(ValueError):
 # may differ between the sessions of one run: what does not enter the numbers
 FREE_KEYS = (
     *("name", "preset", "log.", "checkpoint.", "probe.", "compilation_cache"),
-    *("data.workers", "data.path", "data.data_dir", "evaluate."),
+    *("data.workers", "data.path", "data.data_dir"),
 )
 
 

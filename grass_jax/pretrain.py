@@ -1,7 +1,7 @@
 """The pretraining task: from a config to phases of compiled steps on real batches, with pictures at the end of each."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from grass_jax.augment import Augmentation, denormalise, two_views
 from grass_jax.build import build_method, build_optimizer, build_schedule
 from grass_jax.checkpoint import Checkpoints, refuse_other_run
 from grass_jax.config import ConfigError
-from grass_jax.data.loader import batches, fitting_batch_size, steps_per_epoch
+from grass_jax.data.loader import check_batch_size, fitting_batch_size, process_batches, steps_per_epoch
 from grass_jax.data.source import TileSource, open_tiles
 from grass_jax.methods import Method
 from grass_jax.models.original_init import original_init
@@ -25,10 +25,10 @@ from grass_jax.report.log import read_metrics, write_json
 from grass_jax.report.summary import finish
 from grass_jax.sampling import crop_boxes
 from grass_jax.schemas import check
-from grass_jax.segment.watch import watched, watching_hooks
+from grass_jax.segment.watch import unwatched, watch_afterwards, watched, watching_hooks
 from grass_jax.state import TrainState, create_state
 from grass_jax.steps import GuidanceSettings, guide
-from grass_jax.train import DivergedError, Hook, Phase, Task, train
+from grass_jax.train import DivergedError, Hook, Phase, Task, phases_of, train
 
 FIGURE_BATCH = 64  # tiles whose contrastive loss guides the pictures; a few of them are drawn
 
@@ -49,9 +49,8 @@ def run(config: Any, workdir: str | Path) -> dict[str, Any] | None:
         DivergedError: a number stopped being finite.
     """
     check(config)
-    began, devices = time.monotonic(), jax.device_count()
-    if config.batch_size % devices:  # known before any tile is prepared
-        raise ConfigError(f"config.batch_size must be a multiple of the {devices} devices, not {config.batch_size}.")
+    began = time.monotonic()
+    check_batch_size(config.batch_size, devices=jax.device_count())
     workdir, first = Path(workdir).expanduser(), jax.process_index() == 0
     source = open_source(config.data)
     mesh = sharding.make_mesh()
@@ -59,6 +58,7 @@ def run(config: Any, workdir: str | Path) -> dict[str, Any] | None:
     length = steps_per_epoch(source, batch_size)
     ends = np.cumsum([config[name].epochs * length for name in config.phases]).tolist()
     last_steps = dict(zip(config.phases, ends, strict=True))
+    init_key, run_key = jax.random.split(jax.random.key(config.seed))
     data = {"tiles": len(source), "batch_size": batch_size, "tiles_digest": source.digest()}
     with Checkpoints(workdir, keep=config.checkpoint.keep, keep_steps=tuple(ends)) as checkpoints:
         done = checkpoints.latest or 0
@@ -68,13 +68,18 @@ def run(config: Any, workdir: str | Path) -> dict[str, Any] | None:
             logging.info(
                 "%s: this run has ended after %d steps; more epochs or another --workdir go on.", workdir, done
             )
-            if first and not (workdir / "summary.json").exists():  # killed between the last checkpoint and this
+            late = config.probe.every_epochs and unwatched(workdir, last_steps)
+            if late:  # the probe has been switched on since
+                if first:
+                    write_json(workdir / "config.json", {"config": plain, "data": data, "environment": environment()})
+                task = pretraining_task(config, source, init_key, batch_size=batch_size, ends=ends, workdir=workdir)
+                watch_afterwards(task, late, checkpoints, workdir, mesh)
+            if first and (late or not (workdir / "summary.json").exists()):  # or killed just before it was written
                 finish(workdir, steps=done, tiles=len(source), more=watched(workdir, last_steps))
             return None
         if first:
             (workdir / "summary.json").unlink(missing_ok=True)  # of a shorter run that this one continues
             write_json(workdir / "config.json", {"config": plain, "data": data, "environment": environment()})
-        init_key, run_key = jax.random.split(jax.random.key(config.seed))
         task = pretraining_task(config, source, init_key, batch_size=batch_size, ends=ends, workdir=workdir)
         logging.info(
             "%s: %d tiles, %d steps an epoch of %d tiles, %d steps in %s, on %d %s.",
@@ -154,24 +159,6 @@ def pretraining_task(
         "warmup_step": partial(steps.warmup_step, **shared),
         "gs_step": partial(steps.gs_step, hp=hp, **shared),
     }
-    phases = tuple(
-        Phase(name, step_functions[config[name].step], begin, end)
-        for name, begin, end in zip(config.phases, [0, *ends], ends, strict=False)
-    )
-
-    def batches_of(start: int, stop: int) -> Iterator[dict[str, np.ndarray]]:
-        rows = batches(
-            source,
-            batch_size=batch_size,
-            seed=config.seed,
-            start=start,
-            stop=stop,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-            workers=config.data.workers,
-        )
-        return ({"image": batch["image"]} for batch in rows)
-
     init = partial(
         create_state,
         init_key,
@@ -184,8 +171,8 @@ def pretraining_task(
     length = steps_per_epoch(source, batch_size)
     return Task(
         init=init,
-        phases=phases,
-        batches=batches_of,
+        phases=phases_of(config.phases, [step_functions[config[name].step] for name in config.phases], ends),
+        batches=partial(process_batches, source, batch_size=batch_size, seed=config.seed, workers=config.data.workers),
         batch_size=batch_size,
         steps_per_epoch=length,
         schedule=np.asarray(jax.vmap(schedule)(np.arange(ends[-1]))),

@@ -93,6 +93,9 @@ SLIDING = {
 }
 
 
+SCORING = {**SLIDING, "boundary": whole(0), "without": NAMES, "figure_scenes": whole(0)}
+
+
 def section(name: str, rules: Mapping[str, Rule]) -> dict[str, Rule]:
     """The rules under the name of a section."""
     return {f"{name}.{key}": rule for key, rule in rules.items()}
@@ -131,6 +134,11 @@ def _check_pretraining(values: dict[str, Any]) -> None:
         raise ConfigError(
             "config.data.path must be a folder of images, given with --config.data.path=FOLDER, "
             f"not {values['data.path']!r}."
+        )
+    if all(Path(values["data.path"] or "?").expanduser().joinpath(part).is_dir() for part in ("images", "masks")):
+        raise ConfigError(
+            f"config.data.path, {values['data.path']}, holds images and masks, and masks are no images to pretrain on: "
+            "give its folder images."
         )
     guided = any(values[f"{name}.step"] == "gs_step" for name in values["phases"])
     if guided and values["augment.size"] < 2 * values["model.output_stride"]:
@@ -208,10 +216,8 @@ SEGMENTATION = Schema(
         "schedule.power": POSITIVE,
         "checkpoint.every_steps": whole(1),
         "validate_every": whole(0),
-        **section("evaluate", SLIDING),
-        "evaluate.boundary": whole(0),
-        "evaluate.without": NAMES,
-        "evaluate.figure_scenes": whole(0),
+        "validation_share": number("above 0 and below 1", lambda v: 0 < v < 1),
+        **section("evaluate", SCORING),
     },
     phase_rules={"steps": whole(1)},
     together=_check_segmentation,
@@ -223,10 +229,7 @@ EVALUATION = Schema(
         "model": TEXT,
         "model_step": whole(0, " (0: the one that counts)"),
         **section("data", LABELLED),
-        **section("evaluate", SLIDING),
-        "evaluate.boundary": whole(0),
-        "evaluate.without": NAMES,
-        "evaluate.figure_scenes": whole(0),
+        **section("evaluate", SCORING),
     },
     phase_rules={},
     together=lambda values: _check_labelled(values, "data"),

@@ -139,6 +139,19 @@ def run_config(workdir: str | Path, *, task: str) -> dict[str, Any]:
     return config
 
 
+def kept_steps(workdir: str | Path) -> list[int]:
+    """Steps of the checkpoints that a run has kept, in order.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    checkpoints = Path(workdir).expanduser().absolute() / "checkpoints"
+    steps = sorted(ocp.utils.checkpoint_steps(checkpoints)) if checkpoints.is_dir() else []
+    if not steps:
+        raise FileNotFoundError(f"{checkpoints.parent} has no checkpoint yet: let the run go on.")
+    return steps
+
+
 def restore_part(workdir: str | Path, wanted: Any, step: int | None = None) -> Any:
     """Reads a part of a checkpoint, onto one device.
 
@@ -153,10 +166,9 @@ def restore_part(workdir: str | Path, wanted: Any, step: int | None = None) -> A
     Raises:
         FileNotFoundError: there is no checkpoint of that step.
     """
-    checkpoints = Path(workdir).expanduser().absolute() / "checkpoints"
-    steps = sorted(ocp.utils.checkpoint_steps(checkpoints)) if checkpoints.is_dir() else []
-    if not steps or step not in (None, *steps):
-        raise FileNotFoundError(f"{checkpoints.parent} has no checkpoint of step {step or 'any'}: it has {steps}.")
+    checkpoints, steps = Path(workdir).expanduser().absolute() / "checkpoints", kept_steps(workdir)
+    if step not in (None, *steps):
+        raise FileNotFoundError(f"{checkpoints.parent} has no checkpoint of step {step}: it has {steps}.")
     one_device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     wanted = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=one_device), wanted)
     with ocp.PyTreeCheckpointer() as checkpointer:

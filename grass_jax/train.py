@@ -1,6 +1,6 @@
 """The only training loop: it knows steps, batches and hooks, and no loss."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,7 +32,8 @@ class Hook(NamedTuple):
     Attributes:
         run: (phase, step, state) -> numbers for the log; `step` updates have been done. Every process calls it.
         every: steps between two calls; 0 calls it at the ends of phases alone, which always count.
-        at_start: also before the first step of the run, with the first phase and step 0.
+        at_start: also before the first step of the run, with the first phase and step 0. Such a hook needs nothing but
+            a state, so that it can be run on the checkpoints of a run that has ended, too.
         saves: each call is followed by a checkpoint with its numbers.
     """
 
@@ -56,7 +57,7 @@ class Task(NamedTuple):
         batch_size: tiles of a global batch.
         steps_per_epoch: full batches in the data.
         schedule: learning rate of every step, for the log; on the host, so that logging asks no device.
-        watch: (phase, step, metrics) sees the numbers of every step.
+        watch: (phase, step, metrics) sees the numbers of every step; None where nobody does.
         hooks: in the order in which they run, each before the checkpoint of its step.
     """
 
@@ -66,7 +67,7 @@ class Task(NamedTuple):
     batch_size: int
     steps_per_epoch: int
     schedule: np.ndarray
-    watch: Callable[[Phase, int, dict[str, float]], None]
+    watch: Callable[[Phase, int, dict[str, float]], None] | None = None
     hooks: tuple[Hook, ...] = ()
 
 
@@ -118,7 +119,7 @@ def train(
     ):
         report = _Report(task, log, progress, log_every)
         if not start:
-            report.hooks([hook for hook in task.hooks if hook.at_start], task.phases[0], 0, state)
+            run_hooks([hook for hook in task.hooks if hook.at_start], task.phases[0], 0, state, task, log)
         for phase in task.phases:
             if start >= phase.end:
                 continue
@@ -133,10 +134,27 @@ def train(
                     report.flush()
                     if not all_finite(state):
                         raise DivergedError(f"The state after step {i + 1} is not finite.")
-                    numbers = report.hooks(due, phase, i + 1, state)
+                    numbers = run_hooks(due, phase, i + 1, state, task, log)
                     if save:
                         checkpoints.save(i + 1, state, numbers)
     return state
+
+
+def run_hooks(
+    hooks: Sequence[Hook], phase: Phase, step: int, state: TrainState, task: Task, log: MetricsLog
+) -> dict[str, float]:
+    """Runs hooks on the state after `step` updates, logs their numbers and returns them."""
+    numbers: dict[str, float] = {}
+    for hook in hooks:
+        numbers |= hook.run(phase, step, state)
+    if numbers:
+        log.write(step, epoch=step / task.steps_per_epoch, phase=phase.name, **numbers)
+    return numbers
+
+
+def phases_of(names: Sequence[str], steps: Sequence[Callable], ends: Sequence[int]) -> tuple[Phase, ...]:
+    """Makes phases that follow one another, from their names, step functions and last steps."""
+    return tuple(map(Phase, names, steps, [0, *ends[:-1]], ends))
 
 
 class _Report:
@@ -172,13 +190,5 @@ class _Report:
             raise DivergedError(
                 f"The loss of step {step} is {metrics['loss']:g} and its gradient norm {metrics['gradient_norm']:g}."
             )
-        self._task.watch(phase, step, metrics)
-
-    def hooks(self, hooks: list[Hook], phase: Phase, step: int, state: TrainState) -> dict[str, float]:
-        numbers = {}
-        for hook in hooks:
-            found = hook.run(phase, step, state)
-            if found:
-                self._log.write(step, epoch=step / self._task.steps_per_epoch, phase=phase.name, **found)
-            numbers |= found
-        return numbers
+        if self._task.watch is not None:
+            self._task.watch(phase, step, metrics)

@@ -317,6 +317,13 @@ def test_image_folder_needs_a_folder(tmp_path):
             check(changed(**{"data.name": "image_folder", "data.path": path}))
 
 
+def test_a_labelled_folder_is_not_pretrained_on_as_a_whole(tmp_path):
+    for part in ("images", "masks"):
+        (tmp_path / part).mkdir()
+    with pytest.raises(ConfigError, match=r"masks are no images to pretrain on: give its folder images\.$"):
+        check(changed(**{"data.name": "image_folder", "data.path": str(tmp_path)}))
+
+
 def test_the_guidance_map_has_more_than_one_value():
     with pytest.raises(ConfigError, match=r"1x1: raise config\.augment\.size or lower config\.model\.output_stride"):
         check(changed(**{"augment.size": 63, "model.output_stride": 32}))

@@ -29,12 +29,12 @@ def choose_labels(groups: Sequence[str], labels: int | float, seed: int) -> np.n
     if labels < 0 or (labels != int(labels) and labels > 1):
         raise ValueError(f"The label budget must be a whole number of tiles or a share between 0 and 1, not {labels}.")
     if isinstance(labels, float) and labels == 1:
-        raise ValueError("A label budget of 1.0 may mean one tile or all: write 1 or 0 (all).")
+        raise ValueError("A label budget of 1.0 may mean one tile or all: write 1 or 'all'.")
     count = max(1, int(labels * len(groups) + 0.5)) if 0 < labels < 1 else int(labels) or len(groups)
     if count > len(groups):
         raise ValueError(
-            f"The label budget of {count} is larger than the {len(groups)} labelled training tiles: lower it, use 0 "
-            "for all, or set a smaller stride."
+            f"The label budget of {count} is larger than the {len(groups)} labelled training tiles: lower it, use "
+            "'all', or set a smaller stride."
         )
     names, group = np.unique(np.array(groups, dtype=str), return_inverse=True)
     # Raw words, because NumPy promises the bits of a bit generator but not those of permutation().

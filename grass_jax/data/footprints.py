@@ -15,7 +15,7 @@ class Footprint(NamedTuple):
     """Where a scene lies on the ground.
 
     Attributes:
-        crs: coordinate system as WKT.
+        crs: coordinate system as WKT; empty where the file has a geotransform alone.
         transform: a, b, c, d, e, f of the affine transform from pixels (x, y) to coordinates.
         height: in pixels.
         width: in pixels.
@@ -28,10 +28,11 @@ class Footprint(NamedTuple):
 
 
 def footprint_of(georeference: Georeference | None, height: int, width: int) -> Footprint | None:
-    """Where a scene lies, in numbers and text; None where it has no coordinate system."""
-    if georeference is None or georeference.crs is None:
+    """Where a scene lies, in numbers and text; None where its file does not say it."""
+    if georeference is None or (georeference.crs is None and georeference.transform.is_identity):
         return None
-    return Footprint(georeference.crs.to_wkt(), tuple(georeference.transform)[:6], height, width)
+    crs = "" if georeference.crs is None else georeference.crs.to_wkt()
+    return Footprint(crs, tuple(georeference.transform)[:6], height, width)
 
 
 def merge_overlapping(
@@ -41,7 +42,7 @@ def merge_overlapping(
 
     Args:
         groups: group of every file.
-        footprints: footprint of every file; None where it has none, or no coordinate system to compare it in.
+        footprints: footprint of every file; None where it has none.
 
     Returns:
         the group of every file, joined ones under the first of their names; and the pairs i < j of overlapping files,
@@ -66,18 +67,18 @@ def overlapping_footprints(footprints: Sequence[Footprint | None]) -> list[tuple
     """Pairs i < j of files whose footprints share more than a pixel in either direction, sorted.
 
     Files of several coordinate systems are compared in longitude and latitude; those whose system has no way there
-    (a local one) only with each other.
+    (a local one, or none, as beside a world file) only with each other.
     """
     import shapely
 
-    several = len({footprint.crs for footprint in footprints if footprint is not None}) > 1
-    shapes: dict[str, list] = {}
-    members: dict[str, list[int]] = {}
+    several = len({footprint.crs for footprint in footprints if footprint is not None and footprint.crs}) > 1
+    shapes: dict[str | None, list] = {}  # by coordinate system; None: longitude and latitude
+    members: dict[str | None, list[int]] = {}
     for i, footprint in enumerate(footprints):
         if footprint is not None:
             points = _outline(footprint)
-            degrees = _in_degrees(points, footprint.crs) if several else None
-            system = footprint.crs if degrees is None else ""
+            degrees = _in_degrees(points, footprint.crs) if several and footprint.crs else None
+            system = footprint.crs if degrees is None else None
             shapes.setdefault(system, []).append(shapely.Polygon(points if degrees is None else degrees))
             members.setdefault(system, []).append(i)
     pairs = []

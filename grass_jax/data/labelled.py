@@ -12,8 +12,8 @@ from absl import logging
 from grass_jax.data.builders import sample
 from grass_jax.data.builders.segmentation_folder import SegmentationFolder, segmentation_config
 from grass_jax.data.footprints import Footprint, merge_overlapping
+from grass_jax.data.labels import Labels
 from grass_jax.data.landscape import CLASS_NAMES, landscape
-from grass_jax.data.masks import Labels
 from grass_jax.data.pairs import OpenedScene
 from grass_jax.data.prepare import prepare
 from grass_jax.data.scenes import LabelledScene, find_labelled, scene_opener
@@ -152,6 +152,14 @@ def _check_split(files: Sequence[str], group: str | Sequence[str], split: Split)
     groups = group_of(files, group)
     if split.by != "block":
         assign_parts(files, groups if split.by == "group" else files, split)
+        return
+    first: dict[str, str] = {}
+    for file, its in zip(files, groups, strict=True):
+        if first.setdefault(its, file) != file:
+            raise ValueError(
+                f"{first[its]} and {file} are of the group {its}, which split.by='block' would divide: use "
+                "split.by='group', or leave the groups out."
+            )
 
 
 def _divide(files, group, split: Split, sizes, footprints):

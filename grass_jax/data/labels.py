@@ -89,38 +89,6 @@ def default_colours(count: int) -> list[int]:
     return codes
 
 
-def decode_ids(array: np.ndarray, labels: Labels, name: str) -> np.ndarray:
-    """Classes of a mask of ids.
-
-    Args:
-        array: (h, w) integers of any width.
-        labels: what the ids mean.
-        name: the file, for the message.
-
-    Returns:
-        (h, w) uint8, IGNORE where a pixel does not count.
-
-    Raises:
-        UnknownLabelError: if an id is neither a class nor ignored, or the labels are colours.
-    """
-    if labels.by_colour:
-        raise UnknownLabelError(f"mask {name} holds ids and the labels are colours: give ids as the values")
-    decoded, unknown = look_up(array, labels)
-    refuse_unknown(unknown, labels, name)
-    return decoded
-
-
-def decode_colours(array: np.ndarray, labels: Labels, name: str) -> np.ndarray:
-    """Classes of a mask of colours, (h, w, 3) uint8; otherwise as `decode_ids`."""
-    if not labels.by_colour:
-        raise UnknownLabelError(
-            f'mask {name} holds colours and the labels are ids: give colours "#RRGGBB" as the values'
-        )
-    decoded, unknown = look_up(colour_codes(array), labels)
-    refuse_unknown(unknown, labels, name)
-    return decoded
-
-
 def colour_codes(array: np.ndarray) -> np.ndarray:
     """Colours (..., 3) uint8 as the numbers 0xRRGGBB, int32."""
     wide = array.astype(np.int32)

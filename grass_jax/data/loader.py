@@ -4,8 +4,10 @@ import functools
 import os
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import grain
+import jax
 import numpy as np
 from absl import flags, logging
 
@@ -19,6 +21,12 @@ def steps_per_epoch(source: TileSource, batch_size: int) -> int:
     return len(source) // batch_size
 
 
+def check_batch_size(batch_size: int, *, devices: int) -> None:
+    """Raises ConfigError where the devices cannot share a batch."""
+    if batch_size % devices:
+        raise ConfigError(f"config.batch_size must be a multiple of the {devices} devices, not {batch_size}.")
+
+
 def fitting_batch_size(batch_size: int, *, tiles: int, devices: int) -> int:
     """Cuts a batch that is larger than the data, to a number of tiles that the devices can share.
 
@@ -27,7 +35,9 @@ def fitting_batch_size(batch_size: int, *, tiles: int, devices: int) -> int:
     """
     cut = min(batch_size, tiles // devices * devices)
     if cut < 2:
-        raise ConfigError(f"{tiles} tiles are too few for {devices} devices: add images, or lower config.data.stride.")
+        raise ConfigError(
+            f"{tiles} tiles are too few for {devices} devices: add images or labels, or lower config.data.stride."
+        )
     if cut < batch_size:
         logging.warning("config.batch_size is %d but there are %d tiles: using %d.", batch_size, tiles, cut)
     return cut
@@ -36,10 +46,12 @@ def fitting_batch_size(batch_size: int, *, tiles: int, devices: int) -> int:
 class BatchSource:
     """Random access to one process's rows of the batches of steps `start` to `stop`."""
 
-    def __init__(self, source: TileSource, *, batch_size: int, seed: int, start: int, stop: int, rows: slice):
+    def __init__(
+        self, source: TileSource, *, batch_size: int, seed: int, start: int, stop: int, rows: slice, negatives: bool
+    ):
         self.source = source
         self.batch_size, self.seed, self.start, self.stop, self.rows = batch_size, seed, start, stop, rows
-        self.overlaps = find_overlaps(source.positions, source.tile_size)
+        self.overlaps = find_overlaps(source.positions if negatives else source.positions[:0], source.tile_size)
         self.__setstate__(self.__dict__)
 
     def __getstate__(self) -> dict:
@@ -79,6 +91,7 @@ def batches(
     process_count: int = 1,
     workers: int = 0,
     threads: int | None = None,
+    negatives: bool = True,
 ) -> Iterator[dict[str, np.ndarray]]:
     """This process's rows of the global batches of steps `start` to `stop` - 1.
 
@@ -94,6 +107,7 @@ def batches(
         process_count: number of processes.
         workers: worker processes that read and decode; 0 reads in threads of this process.
         threads: reading threads per process, each with one batch in memory; up to 8, by the cores, where None.
+        negatives: the tiles of a batch are negatives of one another, so overlapping ones are kept apart.
 
     Returns:
         an iterator of `image` (batch_size // process_count, t, t, 3) uint8, `index` (rows,) int32 and, where the data
@@ -108,7 +122,9 @@ def batches(
         raise ValueError(f"batch_size {batch_size} must be between 1 and the number of tiles, {len(source)}.")
     size = batch_size // process_count
     rows = slice(process_index * size, (process_index + 1) * size)
-    steps = BatchSource(source, batch_size=batch_size, seed=seed, start=start, stop=stop, rows=rows)
+    steps = BatchSource(
+        source, batch_size=batch_size, seed=seed, start=start, stop=stop, rows=rows, negatives=negatives
+    )
     if start < stop:
         _log_overlaps(steps, process_index)
     threads = min(8, os.cpu_count() or 1) if threads is None else threads
@@ -119,6 +135,19 @@ def batches(
             flags.FLAGS.mark_as_parsed()
         data = data.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2))
     return _closing(data)
+
+
+def process_batches(source: TileSource, start: int, stop: int, **options: Any) -> Iterator[dict[str, np.ndarray]]:
+    """The rows of `batches` that belong to this process of the job, images and masks alone."""
+    rows = batches(
+        source,
+        start=start,
+        stop=stop,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        **options,
+    )
+    return ({name: value for name, value in batch.items() if name != "index"} for batch in rows)
 
 
 def _log_overlaps(steps: BatchSource, process_index: int) -> None:

@@ -24,12 +24,11 @@ from grass_jax.data.labels import (
     Labels,
     UnknownLabelError,
     colour_codes,
-    decode_colours,
-    decode_ids,
     look_up,
     refuse_unknown,
 )
 from grass_jax.data.rasters import (
+    JPEG_SUFFIXES,
     TIFF_SUFFIXES,
     UnusableImageError,
     colour_picture,
@@ -39,9 +38,6 @@ from grass_jax.data.rasters import (
     upright,
 )
 from grass_jax.data.resampling import majority_rows, new_length
-
-__all__ = ["IGNORE", "SUFFIXES", "Labels", "Mask", "UnknownLabelError", "decode_colours", "decode_ids", "open_mask"]
-SUFFIXES = TIFF_SUFFIXES | {".png"}  # JPEG changes colours and ids wherever two classes meet
 
 
 class Mask(NamedTuple):
@@ -99,7 +95,7 @@ def open_mask(
     """
     if gsd is not None and not gsd > 0:
         raise ValueError(f"gsd must be above 0 metres, not {gsd}.")
-    if path.suffix.lower() in (".jpg", ".jpeg"):
+    if path.suffix.lower() in JPEG_SUFFIXES:
         raise UnusableImageError("JPEG changes ids and colours where classes meet: save masks as PNG or GeoTIFF")
     if path.stat().st_size == 0:
         raise UnusableImageError("the file is empty")

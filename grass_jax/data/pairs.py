@@ -5,14 +5,16 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from grass_jax.data.folder import ImageFile, find_images
-from grass_jax.data.masks import IGNORE, Labels, open_mask
-from grass_jax.data.rasters import SUFFIXES, Georeference, Scene, UnusableImageError, open_scene
+from grass_jax.data.labels import IGNORE, Labels
+from grass_jax.data.masks import open_mask
+from grass_jax.data.rasters import JPEG_SUFFIXES, SUFFIXES, Georeference, Scene, UnusableImageError, open_scene
 from grass_jax.data.vectors import SUFFIXES as VECTOR_SUFFIXES
 from grass_jax.data.vectors import burn
 
@@ -58,22 +60,39 @@ class Annotation:
     attribute: str = ""
     radius: int = 2
     gsd: float | None = None
-    ignored: tuple[tuple, ...] = ()
+    ignored: tuple[Sequence, ...] = ()
 
     def __post_init__(self):
-        for rectangle in self.ignored:
-            if len(rectangle) != 5 or not isinstance(rectangle[0], str):
-                raise ValueError(f"The ignored rectangle {rectangle!r} must be (pattern, y0, x0, y1, x1).")
-            low, high = ([0 if v in (None, -1) else v for v in rectangle[i : i + 2]] for i in (1, 3))
-            for start, stop, given in zip(low, high, rectangle[3:], strict=True):
-                if start < 0 or (given not in (None, -1) and stop <= start):
-                    raise ValueError(f"The ignored rectangle {rectangle!r} is empty: use y0 < y1 and x0 < x1.")
+        object.__setattr__(self, "ignored", tuple(_rectangle(given) for given in self.ignored))
 
     def rectangles(self, name: str) -> list[tuple[slice, slice]]:
         """The ignored rectangles of a file, as slices of rows and columns."""
         found = [corners for pattern, *corners in self.ignored if re.search(pattern, name)]
         edges = [[None if corner == -1 else corner for corner in corners] for corners in found]
         return [(slice(y0 or 0, y1), slice(x0 or 0, x1)) for y0, x0, y1, x1 in edges]
+
+
+def _rectangle(given: Any) -> tuple:
+    """An ignored rectangle as a tuple of one pattern and four corners.
+
+    Raises:
+        ValueError: if it is none.
+    """
+    way = "write (pattern, y0, x0, y1, x1) in whole pixels, -1 or None to the edge"
+    whole = isinstance(given, (list, tuple)) and len(given) == 5 and isinstance(given[0], str)
+    if not whole or not all(corner is None or isinstance(corner, Integral) for corner in given[1:]):
+        raise ValueError(f"{given!r} is no ignored rectangle: {way}.")
+    pattern, *corners = given
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"The ignored rectangle {given!r} has no valid pattern ({error}): {way}.") from None
+    edges = [None if corner in (None, -1) else int(corner) for corner in corners]
+    if any(edge is not None and edge < 0 for edge in edges):
+        raise ValueError(f"The ignored rectangle {given!r} has a corner below -1: {way}.")
+    if any(stop is not None and stop <= (start or 0) for start, stop in zip(edges[:2], edges[2:], strict=True)):
+        raise ValueError(f"The ignored rectangle {given!r} is empty, as y0 < y1 and x0 < x1 must hold: {way}.")
+    return pattern, *(corner if corner is None else int(corner) for corner in corners)
 
 
 class Pairs(NamedTuple):
@@ -104,7 +123,8 @@ def find_pairs(images: Path, masks: Path) -> Pairs:
 
     Raises:
         FileNotFoundError, NotADirectoryError: if a folder does not exist.
-        ValueError: if there is no image, no image has labels, or it is not clear which labels an image has.
+        ValueError: if there is no image, no image has labels, it is not clear which labels an image has, or all masks
+            are JPEG.
     """
     files = find_images(images)
     if masks.is_file():
@@ -138,6 +158,11 @@ def find_pairs(images: Path, masks: Path) -> Pairs:
     if not kept:
         raise ValueError(
             f"None of the {len(files)} images of {images} has a mask in {masks}: give both the same names."
+        )
+    if all(path.suffix.lower() in JPEG_SUFFIXES for path in labels):
+        raise ValueError(
+            f"The masks in {masks} are JPEG, whose lossy compression changes the values of classes: convert them to "
+            "PNG, from the originals where there are any."
         )
     return Pairs(images, kept, labels, skipped)
 

@@ -21,11 +21,21 @@ from grass_jax.data.resampling import new_length, resample_rows, resample_valid
 
 MAX_PIXELS = 1_000_000_000  # PNG and JPEG are decoded whole: 4 GB of memory at this size; a GeoTIFF has no limit
 TIFF_SUFFIXES = frozenset({".tif", ".tiff"})
-SUFFIXES = TIFF_SUFFIXES | {".png", ".jpg", ".jpeg"}
+JPEG_SUFFIXES = frozenset({".jpg", ".jpeg"})
+SUFFIXES = TIFF_SUFFIXES | JPEG_SUFFIXES | {".png"}
 
 
 class UnusableImageError(Exception):
     """An image file that cannot be used; the message is the reason."""
+
+
+def reason(error: Exception) -> str:
+    """Why a file cannot be used, in the words of what went wrong."""
+    if isinstance(error, UnusableImageError):
+        return str(error)
+    # rasterio's own words refer to the exception that it was raised from
+    text = " ".join(str(error.__cause__ or error.__context__ or error).split())[:200]
+    return f"it is broken: {text or type(error).__name__}"
 
 
 class Scene(NamedTuple):
@@ -140,12 +150,12 @@ def _open_picture(path: Path) -> Iterator[Scene]:
 
 
 @contextlib.contextmanager
-def open_picture(path: Path, formats: tuple[str, ...] = ("PNG", "JPEG", "MPO")) -> Iterator[ImageFile.ImageFile]:
+def open_picture(path: Path, formats: tuple[str, ...] = ("PNG", "JPEG")) -> Iterator[ImageFile.ImageFile]:
     """Open a PNG or JPEG up to `MAX_PIXELS` without decoding it.
 
     Args:
         path: the file.
-        formats: Pillow's names of the formats to accept.
+        formats: Pillow's names of the formats to accept; JPEG includes MPO, a JPEG of several pictures.
 
     Yields:
         the picture as Pillow opens it; `upright` decodes it.
@@ -158,7 +168,7 @@ def open_picture(path: Path, formats: tuple[str, ...] = ("PNG", "JPEG", "MPO")) 
             with _no_pillow_limit():
                 picture = stack.enter_context(Image.open(path, formats=formats))
         except Image.UnidentifiedImageError:
-            raise UnusableImageError(f"it is no readable {' or '.join(formats[:2])} file") from None
+            raise UnusableImageError(f"it is no readable {' or '.join(formats)} file") from None
         if picture.width * picture.height > MAX_PIXELS:
             raise UnusableImageError(
                 f"{picture.width}x{picture.height} pixels are above the limit of {MAX_PIXELS} for PNG and JPEG: "

@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from grass_jax.data.builders.tiling import log_skipped, reason
+from grass_jax.data.builders.tiling import log_skipped
 from grass_jax.data.footprints import footprint_of, merge_overlapping
-from grass_jax.data.masks import IGNORE, Labels
+from grass_jax.data.labels import IGNORE, Labels
 from grass_jax.data.pairs import Annotation, LabelError, OpenedScene, Pairs, check_patterns, find_pairs, open_pair
+from grass_jax.data.rasters import reason
 from grass_jax.data.splits import group_of
 
 
@@ -66,7 +67,7 @@ def find_labelled(
     if labels is None:
         raise ValueError("The data set segmentation_folder needs labels: name the classes and their ids or colours.")
     folder = Path(path).expanduser().resolve()
-    annotation = Annotation(labels, attribute, radius, gsd, tuple(tuple(rectangle) for rectangle in ignored))
+    annotation = Annotation(labels, attribute, radius, gsd, tuple(ignored))
     pairs = find_pairs(folder / Path(images).expanduser(), folder / Path(masks).expanduser())
     check_patterns(annotation, [file.name for file in pairs.files])
     return pairs, annotation

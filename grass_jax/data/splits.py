@@ -200,10 +200,22 @@ class Blocks(NamedTuple):
         Returns:
             (y1 - y0, width) bool.
         """
-        y, x = np.arange(y0, y1)[:, None], np.arange(self.width)[None]
-        top, left = np.maximum(y - guard, 0), np.maximum(x - guard, 0)
-        bottom, right = np.minimum(y + guard + 1, self.height), np.minimum(x + guard + 1, self.width)
-        return self.all_of(part, top, left, bottom, right)
+        top, bottom, rows = self._windows(y0, y1, guard, self.height)
+        left, right, columns = self._windows(0, self.width, guard, self.width)
+        inside = self.all_of(part, top[:, None], left, bottom[:, None], right)
+        return inside.repeat(columns, axis=1).repeat(rows, axis=0)
+
+    def _windows(self, start: int, stop: int, guard: int, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Windows of `guard` pixels to both sides of pixels along an axis, one for each run that touches like blocks.
+
+        Returns:
+            first pixel of each window, the pixel after its last, and how many pixels have one like it.
+        """
+        at = np.arange(start, stop)
+        low, high = np.maximum(at - guard, 0), np.minimum(at + guard + 1, length)
+        blocks = np.stack([low // self.side, (high - 1) // self.side])
+        new = np.flatnonzero((np.diff(blocks, prepend=-1) != 0).any(axis=0))
+        return low[new], high[new], np.diff(new, append=len(at))
 
 
 def assign_blocks(files: Sequence[str], sizes: Sequence[tuple[int, int]], split: Split) -> list[Blocks]:

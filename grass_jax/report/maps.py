@@ -11,12 +11,14 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from grass_jax.data.masks import IGNORE
+from grass_jax.data.labels import IGNORE
 from grass_jax.report.figures import save
 
 MOST_PIXELS = 640  # of a side of a panel: a larger scene is thinned out
 GREYS = np.array([[205, 205, 205], [160, 160, 160]], np.uint8)  # stripes of what does not count
-WRONG, RIGHT = np.array([214, 39, 40]), np.array([235, 240, 235])  # of the error panel
+RIGHT = np.array([235, 240, 235])  # of the error panel
+WRONG = (255, 0, 255), (0, 0, 0)  # of the error panel: the first one that looks like no class
+APART = 110  # distance in RGB of colours that are not taken for each other
 COLUMNS = ("image", "truth", "prediction", "errors")
 
 
@@ -32,6 +34,8 @@ def panels(
     names: Sequence[str] = (),
 ) -> None:
     """Draws a row per scene: image, truth, prediction, and where the two differ; with one legend.
+
+    Errors are magenta, or another colour where a class has a similar one.
 
     Args:
         path: PNG file to write.
@@ -52,6 +56,7 @@ def panels(
     columns = max(1, min(6, 90 // (max(map(len, classes)) + 6)))
     lines = -(-(len(classes) + 2) // columns)
     size = (8.6, sum(heights) + 0.22 * lines + 0.9)
+    wrong = _unlike(colours)
     figure = Figure(figsize=size, dpi=110, layout="constrained")
     figure.suptitle(title, fontsize=13)
     axes = figure.subplots(len(images), 4, squeeze=False, gridspec_kw={"height_ratios": heights})
@@ -61,7 +66,7 @@ def panels(
         step = -(-max(truth.shape) // MOST_PIXELS)
         small, ids, found = (array[::step, ::step] for array in (image, truth, prediction))
         for ax, picture in zip(
-            row, (small, paint(ids, colours), paint(found, colours), _errors(ids, found)), strict=True
+            row, (small, paint(ids, colours), paint(found, colours), _errors(ids, found, wrong)), strict=True
         ):
             ax.imshow(picture, interpolation="nearest" if picture is not small else "auto")
             ax.set(xticks=[], yticks=[])
@@ -69,7 +74,7 @@ def panels(
     handles = [_patch(colour, name) for colour, name in zip(colours, classes, strict=True)]
     stripes = Patch(facecolor=_hex(GREYS[0]), edgecolor=_hex(GREYS[1]), hatch="////", label="does not count")
     figure.legend(
-        handles=[*handles, stripes, _patch(WRONG, "error")], loc="outside lower center", ncols=columns, fontsize=9
+        handles=[*handles, stripes, _patch(wrong, "error")], loc="outside lower center", ncols=columns, fontsize=9
     )
     save(figure, path)
 
@@ -226,8 +231,17 @@ def _stripes(shape: tuple[int, ...]) -> np.ndarray:
     return GREYS[(x + y) // (period // 2) % 2]
 
 
-def _errors(truth: np.ndarray, prediction: np.ndarray) -> np.ndarray:
-    picture = np.where((truth == prediction)[..., None], RIGHT, WRONG)
+def _unlike(colours: np.ndarray) -> np.ndarray:
+    """A colour that is similar neither to those of the classes nor to the others of the error panel."""
+    grid = np.stack(np.meshgrid(*[np.arange(0, 256, 51)] * 3), -1).reshape(-1, 3)
+    candidates = np.concatenate([WRONG, grid])
+    taken = np.concatenate([colours, GREYS, RIGHT[None]]).astype(int)
+    distances = np.linalg.norm(candidates[:, None] - taken, axis=-1).min(1)
+    return candidates[np.argmax(distances >= APART) if distances[:2].max() >= APART else distances.argmax()]
+
+
+def _errors(truth: np.ndarray, prediction: np.ndarray, wrong: np.ndarray) -> np.ndarray:
+    picture = np.where((truth == prediction)[..., None], RIGHT, wrong)
     return np.where((truth == IGNORE)[..., None], _stripes(truth.shape), picture).astype(np.uint8)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from grass_jax.data.masks import IGNORE
+from grass_jax.data.labels import IGNORE
 from grass_jax.report.figures import save
 from grass_jax.report.maps import paint
 

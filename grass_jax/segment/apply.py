@@ -11,12 +11,13 @@ from absl import logging
 
 from grass_jax.config import ConfigError
 from grass_jax.data.landscape import CLASS_NAMES, landscape
+from grass_jax.report.atomic import replacing
 from grass_jax.report.environment import environment
 from grass_jax.report.log import write_json
 from grass_jax.schemas import check
-from grass_jax.segment.evaluate import evaluate
-from grass_jax.segment.finetune import draw_evaluation, log_scores
+from grass_jax.segment.evaluate import check_class_names, draw_evaluation, evaluate, log_scores
 from grass_jax.segment.labelled_data import open_all_scenes, open_data
+from grass_jax.segment.map_writer import OutputError
 from grass_jax.segment.model import Segmentation, load_segmenter
 from grass_jax.segment.predict import predict_files
 from grass_jax.sharding import local_mesh
@@ -40,10 +41,12 @@ def evaluate_model(config: Any, workdir: str | Path) -> dict[str, Any] | None:
     check(config)
     began, workdir = time.monotonic(), Path(workdir).expanduser()
     network = _network(config)
+    config.data.gsd = config.data.gsd or network.gsd or 0.0
     what = {"model": str(Path(config.model).expanduser().absolute()), "data": config.data.to_dict()}
     old = workdir / "summary.json"
     if old.exists() and {key: json.loads(old.read_text()).get(key) for key in what} != json.loads(json.dumps(what)):
         raise ConfigError(f"{workdir} holds the scores of another model or data set: give another --workdir.")
+    check_class_names(config.evaluate.without, network.classes)
     sample = config.data.name == "sample"
     classes = CLASS_NAMES if sample else tuple(config.data.classes)
     if classes != network.classes:
@@ -69,7 +72,7 @@ def evaluate_model(config: Any, workdir: str | Path) -> dict[str, Any] | None:
     )
     if jax.process_index() != 0:
         return None
-    draw_evaluation(workdir / "figures", evaluation, classes, network.colours)
+    draw_evaluation(workdir / "figures", evaluation, classes, network.colours, title=Path(config.data.path).name)
     log_scores("scores", evaluation.scores)
     summary = {**what, "seconds": round(time.monotonic() - began, 1), "test": evaluation.scores}
     write_json(workdir / "summary.json", {**summary, "environment": environment()})
@@ -105,7 +108,10 @@ def predict_images(config: Any, workdir: str | Path) -> dict[str, Any]:
             batch_size=-(-config.batch_size // devices) * devices,
             probabilities=config.probabilities,
             quicklook=config.quicklook,
+            gsd=network.gsd,
         )
+    except OutputError as error:
+        raise ConfigError(f"config.output: {error}") from error
     except (FileNotFoundError, NotADirectoryError, ValueError) as error:
         raise ConfigError(f"config.input: {error}") from error
     for path, counts in outcome.written.items():
@@ -123,14 +129,14 @@ def predict_images(config: Any, workdir: str | Path) -> dict[str, Any]:
 def demonstration(workdir: Path) -> Path:
     """Draws a georeferenced scene of the sample's landscape to map, and returns its path."""
     import rasterio
-    from rasterio.transform import from_origin
+    from affine import Affine
 
     path = workdir / "input" / "scene.tif"
     path.parent.mkdir(parents=True, exist_ok=True)
     image, _ = landscape(DEMONSTRATION)
     profile = {"driver": "GTiff", "height": image.shape[0], "width": image.shape[1], "count": 3, "dtype": "uint8"}
-    place = {"crs": "EPSG:32633", "transform": from_origin(500000, 5800000, 0.8, 0.8)}
-    with rasterio.open(path, "w", **profile, **place, compress="deflate", photometric="RGB") as raster:
+    profile |= {"crs": "EPSG:32633", "transform": Affine(0.8, 0, 500_000, 0, -0.8, 5_800_000), "compress": "deflate"}
+    with replacing(path) as temporary, rasterio.open(temporary, "w", **profile, photometric="RGB") as raster:
         raster.write(np.moveaxis(image, -1, 0))
     logging.info("No image is given: mapping a drawn scene, %s.", path)
     return path

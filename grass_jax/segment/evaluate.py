@@ -2,13 +2,17 @@
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from absl import logging
 
+from grass_jax.config import ConfigError
 from grass_jax.data.labelled import LabelledScene, OpenedScene
 from grass_jax.data.labels import IGNORE
+from grass_jax.report import maps
 from grass_jax.report.progress import counter
 from grass_jax.segment.boundary import boundary_counts, boundary_f1
 from grass_jax.segment.metrics import area_scores, make_confusion, scores
@@ -75,10 +79,10 @@ def evaluate(
         The figures.
 
     Raises:
-        ValueError: there is no scene, or no labelled pixel in them.
+        ConfigError: there is no scene, or no labelled pixel in them.
     """
     if not scenes:
-        raise ValueError("There is no scene to score: let config.data.test choose some.")
+        raise ConfigError("There is no scene to score: let config.data.test choose some.")
     k = len(classes)
     confusion = make_confusion(k, local_mesh())
     own = list(range(len(scenes)))[jax.process_index() :: jax.process_count()]
@@ -99,13 +103,20 @@ def evaluate(
     matrices = sum_over_processes(matrices)
     total = matrices.sum(0)
     if not total.any():
-        raise ValueError(f"None of the {len(scenes)} scenes has a labelled pixel that counts: check masks and split.")
+        raise ConfigError(f"None of the {len(scenes)} scenes has a labelled pixel that counts: check masks and split.")
     groups = list(dict.fromkeys(scene.group for scene in scenes))
     of_area = {g: matrices[[scene.group == g for scene in scenes]].sum(0) for g in groups}
     found = {"scenes": len(scenes), **scores(total, classes, without), "areas": area_scores(of_area, classes, without)}
     if boundary:
         found["boundary"] = {"tolerance": boundary, **boundary_f1(sum_over_processes(boundaries), classes)}
     return Evaluation(found, total, kept)
+
+
+def check_class_names(without: Sequence[str], classes: Sequence[str]) -> None:
+    """Raises ConfigError where `config.evaluate.without` names no class; known before any training."""
+    for name in without:
+        if name not in classes:
+            raise ConfigError(f"config.evaluate.without must name some of {', '.join(classes)}, not {name!r}.")
 
 
 def predict_scenes(
@@ -158,3 +169,41 @@ def _picture(name: str, opened: OpenedScene, truth: np.ndarray, prediction: np.n
     rows, columns = slice(y, y + size_y), slice(x, x + size_x)
     image = opened.rows(y, y + size_y)[:, columns]
     return Picture(name, image, truth[rows, columns], prediction[rows, columns])
+
+
+def draw_evaluation(
+    folder: Path, evaluation: Evaluation, classes: Sequence[str], colours: np.ndarray, *, title: str
+) -> None:
+    """Draws the panels and the confusion matrix of a scored network."""
+    try:
+        maps.confusion(folder / "confusion.png", evaluation.matrix, classes)
+        if evaluation.pictures:
+            names, images, truths, predictions = zip(*evaluation.pictures, strict=True)
+            path = folder / "predictions.png"
+            maps.panels(path, images, truths, predictions, classes, colours, title, names=names)
+    except OSError as error:  # a full disk must not cost the figures
+        logging.warning("The pictures of the test could not be written: %s", error)
+
+
+def log_scores(part: str, found: dict[str, Any]) -> None:
+    """Says the figures in a few lines."""
+    areas = found["areas"]
+    logging.info(
+        "%s, %d scenes: mIoU %s (mean over %d areas %s), mean F1 %s, overall accuracy %s, kappa %s.",
+        *(part, found["scenes"], _text(found["miou"]), areas["areas"], _text(areas["miou"]), _text(found["mean_f1"])),
+        *(_text(found["overall_accuracy"]), _text(found["kappa"])),
+    )
+    logging.info("%s, IoU: %s.", part, ", ".join(f"{name} {_text(v)}" for name, v in found["iou"].items()))
+    for name, value in found["miou_without"].items():
+        logging.info("%s, mIoU without %s: %s.", part, name, _text(value))
+    if "boundary" in found:
+        boundary = found["boundary"]
+        logging.info("%s, boundary F1 at %d pixels: %s.", part, boundary["tolerance"], _text(boundary["mean"]))
+    if found["absent"]:
+        logging.info(
+            "%s: left out because neither truth nor prediction has them: %s.", part, ", ".join(found["absent"])
+        )
+
+
+def _text(value: float | None) -> str:
+    return "not defined" if value is None else f"{value:.4f}"

@@ -1,6 +1,8 @@
 """From a config to a labelled data set and the crops whose labels may be used."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ from grass_jax.config import ConfigError
 from grass_jax.data.budget import choose_labels, read_labels
 from grass_jax.data.labelled import LabelledSet, open_labelled
 from grass_jax.data.labels import Labels
+from grass_jax.data.pairs import OpenedScene
 from grass_jax.data.scenes import LabelledScene, open_scenes
 from grass_jax.data.splits import Split
 
@@ -76,13 +79,14 @@ def _below(folder: str, table: str) -> str:
     return place + sign + str(Path(folder).expanduser().resolve() / Path(name).expanduser())
 
 
-def choose(labelled: LabelledSet, budget: str, seed: int) -> np.ndarray:
+def choose(labelled: LabelledSet, budget: str, seed: int, *, key: str = "labels") -> np.ndarray:
     """Chooses the training tiles whose labels are used.
 
     Args:
         labelled: the data set.
         budget: `all`, a number of tiles, a share below 1, or the path of a list that an earlier run wrote.
         seed: of the order from which a number or share is taken.
+        key: of the budget, for messages.
 
     Returns:
         Indices of tiles of `labelled.train`.
@@ -99,10 +103,47 @@ def choose(labelled: LabelledSet, budget: str, seed: int) -> np.ndarray:
         if Path(budget).expanduser().is_file():
             return read_labels(Path(budget).expanduser(), labelled.train)
     except ValueError as error:
-        raise ConfigError(str(error)) from error
+        raise ConfigError(f"config.{key}: {error}") from error
     raise ConfigError(
-        f"config.labels must be 'all', a number of crops, a share below 1 or a file that lists crops, not {budget!r}."
+        f"config.{key} must be 'all', a number of crops, a share below 1 or a file that lists crops, not {budget!r}."
     )
+
+
+def hold_out(labelled: LabelledSet, chosen: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Keeps whole groups of the chosen tiles back for validation, so that no label beyond the budget is looked at.
+
+    Args:
+        labelled: the data set.
+        chosen: indices of tiles of `labelled.train`.
+        share: of them that is held out, rounded up to whole groups; the last group always trains.
+        seed: of the order of the groups.
+
+    Returns:
+        Indices to train on, and indices to validate on; in the order of `chosen`.
+    """
+    group = np.array([labelled.train_groups[int(i)] for i in chosen])
+    names = np.unique(group)
+    # raw words: NumPy promises the bits of a bit generator but not those of permutation()
+    order = np.argsort(np.random.Philox(np.random.SeedSequence([seed, 1])).random_raw(len(names)), kind="stable")
+    held = np.zeros(len(chosen), bool)
+    for name in names[order[:-1]]:
+        if held.sum() >= share * len(chosen):
+            break
+        held |= group == name
+    return chosen[~held], chosen[held]
+
+
+def tile_scenes(labelled: LabelledSet, indices: np.ndarray) -> tuple[LabelledScene, ...]:
+    """Training tiles as scenes of their own, to score on."""
+
+    @contextlib.contextmanager
+    def opened(index: int) -> Iterator[OpenedScene]:
+        tile = labelled.train[index]
+        image, mask = tile["image"], tile["mask"]
+        height, width = mask.shape
+        yield OpenedScene(height, width, lambda y0, y1: image[y0:y1], lambda y0, y1: mask[y0:y1].copy())
+
+    return tuple(LabelledScene(f"tile {i}", labelled.train_groups[i], partial(opened, i)) for i in map(int, indices))
 
 
 def _number(text: str) -> int | float | None:

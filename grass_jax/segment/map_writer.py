@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
+from grass_jax.data.geotiff import open_raster
 from grass_jax.data.labels import IGNORE
 from grass_jax.report.atomic import replacing
 
@@ -17,6 +19,27 @@ BLOCK = 256  # side of the tiles of the file
 NODATA = IGNORE  # of a map where the image's own value cannot be used, of probabilities always
 CERTAIN = 250  # stored value of the probability 1: above it there has to be room for NODATA
 Write = Callable[[int, int, np.ndarray], None]  # y0, x0, rows
+
+
+class OutputError(ValueError):
+    """An output folder that cannot be written; the message is a sentence that names it."""
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turns an OSError of the block, which writes `path`, into an OutputError."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror
+        if not reason:  # GDAL's, which has no better words for a full disk than "write error"
+            reason = " ".join(str(error.__cause__ or error).split())[:200].rstrip(".")
+            with contextlib.suppress(OSError):
+                reason += f"; {shutil.disk_usage(path.parent).free / 2**20:,.0f} MiB are free"
+        raise OutputError(
+            f"The output folder {path.parent} cannot be written ({path.name}: {reason}): make room in it, or choose "
+            "another folder."
+        ) from error
 
 
 @contextlib.contextmanager
@@ -33,10 +56,10 @@ def class_map(
     """A map of class ids: one uint8 band with a colour table and the names of the classes.
 
     The names stand as tags CLASS_0, CLASS_1, ... in the file, and as GDAL's category names in `<path>.aux.xml`, where
-    QGIS and ArcGIS look for the legend. Nothing stands under either name before the block ends without an error.
+    QGIS and ArcGIS look for the legend.
 
     Args:
-        path: file to write or replace.
+        path: file to write, from `replacing_raster`.
         height: height in pixels.
         width: width in pixels.
         classes: names of the ids 0 to k - 1.
@@ -47,13 +70,11 @@ def class_map(
     Yields:
         a function that takes y0, x0 and ids (rows, w) uint8, strips from top to bottom within the same columns.
     """
-    with _replacing_raster(path) as temporary:
-        with _raster(temporary, height, width, 1, nodata=nodata, placement=placement, photometric="palette") as raster:
-            raster.write_colormap(1, {i: (*map(int, colour), 255) for i, colour in enumerate(colours)})
-            raster.update_tags(1, **{f"CLASS_{i}": name for i, name in enumerate(classes)})
-            blocks = _Blocks(raster)
-            yield lambda y0, x0, ids: blocks.write(y0, x0, ids[None])
-        _write_categories(_sidecar(temporary), classes)
+    with _raster(path, height, width, 1, nodata=nodata, placement=placement, photometric="palette") as blocks:
+        blocks.raster.write_colormap(1, {i: (*map(int, colour), 255) for i, colour in enumerate(colours)})
+        blocks.raster.update_tags(1, **{f"CLASS_{i}": name for i, name in enumerate(classes)})
+        yield lambda y0, x0, ids: blocks.write(y0, x0, ids[None])
+    _write_categories(_sidecar(path), classes)
 
 
 @contextlib.contextmanager
@@ -63,7 +84,7 @@ def probability_map(
     """A map of probabilities: a uint8 band for each class, 0 to CERTAIN, with the scale that makes them 0 to 1.
 
     Args:
-        path: file to write or replace.
+        path: file to write, from `replacing_raster`.
         height: height in pixels.
         width: width in pixels.
         classes: names of the bands.
@@ -74,12 +95,11 @@ def probability_map(
         a function that takes y0, x0 and values (k, rows, w) uint8 as `encode_probabilities` gives them.
     """
     value = NODATA if nodata else None
-    with _replacing_raster(path) as temporary:
-        raster = _raster(temporary, height, width, len(classes), nodata=value, placement=placement, interleave="band")
-        with raster as raster:
-            raster.scales = (1 / CERTAIN,) * len(classes)
-            raster.descriptions = tuple(classes)
-            yield _Blocks(raster).write
+    shape = height, width, len(classes)
+    with _raster(path, *shape, nodata=value, placement=placement, interleave="band") as blocks:
+        blocks.raster.scales = (1 / CERTAIN,) * len(classes)
+        blocks.raster.descriptions = tuple(classes)
+        yield blocks.write
 
 
 def encode_probabilities(logits: np.ndarray, valid: np.ndarray | None) -> np.ndarray:
@@ -96,7 +116,7 @@ def choose_nodata(value: float | None, classes: int) -> int:
 
 
 @contextlib.contextmanager
-def _replacing_raster(path: Path) -> Iterator[Path]:
+def replacing_raster(path: Path) -> Iterator[Path]:
     """As `replacing`, for a raster and what GDAL keeps beside it, such as a CRS that GeoTIFF has no words for."""
     with replacing(path) as temporary:
         try:
@@ -111,7 +131,10 @@ def _replacing_raster(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _raster(path: Path, height: int, width: int, count: int, *, placement: Mapping[str, Any], **options) -> Iterator:
+def _raster(
+    path: Path, height: int, width: int, count: int, *, placement: Mapping[str, Any], **options
+) -> Iterator["_Blocks"]:
+    """Opens a raster to write, and makes sure in the end that all of it is in the file."""
     import rasterio  # GDAL loads slowly
     from rasterio.errors import NotGeoreferencedWarning
 
@@ -134,28 +157,46 @@ def _raster(path: Path, height: int, width: int, count: int, *, placement: Mappi
             **options,
         )
     with raster:
-        yield raster
+        blocks = _Blocks(raster)
+        yield blocks
+    # GDAL writes the last of it as it closes the file, and keeps to itself that the disk is full.
+    if _sum_of_values(path) != blocks.sum:
+        raise OSError("not all of it could be written")
+
+
+def _sum_of_values(path: Path) -> int:
+    from rasterio.windows import Window
+
+    with open_raster(path) as raster:
+        windows = [Window(0, y, raster.width, min(BLOCK, raster.height - y)) for y in range(0, raster.height, BLOCK)]  # pyright: ignore[reportCallIssue]
+        return sum(int(raster.read(band, window=here).sum()) for band in raster.indexes for here in windows)
 
 
 class _Blocks:
-    """Gathers strips into whole rows of the file's tiles: a tile that is written twice leaves a hole in the file."""
+    """Gathers strips into whole rows of the file's tiles: a tile that is written twice leaves a hole in the file.
+
+    Attributes:
+        raster: the rasterio data set.
+        sum: of all values written.
+    """
 
     def __init__(self, raster: Any):
-        self._raster, self._waiting, self._top = raster, [], 0
+        self.raster, self.sum, self._waiting, self._top = raster, 0, [], 0
 
     def write(self, y0: int, x0: int, bands: np.ndarray) -> None:
         """Takes rows (count, rows, w) that follow on those before, or begin at the top of other columns."""
         from rasterio.windows import Window
 
+        self.sum += int(bands.sum())
         if not self._waiting:
             self._top = y0
         self._waiting.append(bands)
         stop = y0 + bands.shape[1]
-        ready = (stop if stop == self._raster.height else stop // BLOCK * BLOCK) - self._top
+        ready = (stop if stop == self.raster.height else stop // BLOCK * BLOCK) - self._top
         if ready > 0:
             rows = np.concatenate(self._waiting, 1)
             here = Window(x0, self._top, rows.shape[2], ready)  # pyright: ignore[reportCallIssue]
-            self._raster.write(rows[:, :ready], window=here)
+            self.raster.write(rows[:, :ready], window=here)
             self._waiting = [rows[:, ready:]] if ready < rows.shape[1] else []
             self._top += ready
 

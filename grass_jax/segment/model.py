@@ -30,7 +30,7 @@ class Segmentation(NamedTuple):
         classes: names of the class ids.
         colours: (k, 3) uint8, in which the classes are shown.
         window: side of the tiles it was trained on, pixels.
-        config: of the run, as nested dicts.
+        gsd: metres per pixel that its images were resampled to; None: as they were stored.
     """
 
     module: nn.Module
@@ -40,7 +40,7 @@ class Segmentation(NamedTuple):
     classes: tuple[str, ...]
     colours: np.ndarray
     window: int
-    config: dict[str, Any]
+    gsd: float | None
 
     def forward(self, mesh: Mesh) -> Forward:
         """Makes the compiled function from images (n, t, t, c) uint8 to logits (n, t, t, k), for `sliding`."""
@@ -102,5 +102,5 @@ def load_segmenter(workdir: str | Path, step: int | None = None) -> Segmentation
         classes=tuple(labels["classes"]),
         colours=np.asarray(labels["colours"], np.uint8),
         window=config["data"]["tile_size"],
-        config=config,
+        gsd=config["data"]["gsd"] or None,
     )

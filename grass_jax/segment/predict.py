@@ -2,22 +2,26 @@
 
 import itertools
 import os
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from absl import logging
 
-from grass_jax.data.rasters import Scene, UnusableImageError
+from grass_jax.data.rasters import Scene, UnusableImageError, reason
 from grass_jax.report.progress import counter
 from grass_jax.segment.inputs import Job, find_jobs
+from grass_jax.segment.map_writer import OutputError
 from grass_jax.segment.scene_map import SceneMap
 from grass_jax.segment.windows import sliding
 
 # GDAL keeps what it has read, by default up to 5 % of the machine's memory: on a large machine more than all the rest.
 GDAL_CACHE = 256 * 2**20
+GSD_TOLERANCE = 0.1  # of the metres per pixel: a network hardly minds less
 
 
 class Outcome(NamedTuple):
@@ -45,8 +49,8 @@ def predict_file(
         UnusableImageError: if the image cannot be mapped; and what `predict_files` raises.
     """
     written, skipped = predict_files(forward, [path], output, **settings)
-    for image, reason in skipped.items():
-        raise UnusableImageError(f"{image}: {reason}")
+    for image, why in skipped.items():
+        raise UnusableImageError(f"{image}: {why}")
     return next(iter(written.values()))
 
 
@@ -63,13 +67,16 @@ def predict_files(
     probabilities: bool = False,
     quicklook: bool = True,
     progress: bool = True,
+    gsd: float | None = None,
 ) -> Outcome:
     """Maps images: `<output>/<name>.tif`, and on request `<name>_probabilities.tif` and `<name>.png`.
 
+    The processes of a job share the images.
     A map has its image's size, CRS and transform (or ground control points). Pixels that the image marks as nodata, by
-    value, mask or alpha channel, are nodata in the map, with the image's own value unless that is a class id. An image
-    that cannot be read is named in the log and skipped, and nothing of it is left. The first three bands of a GeoTIFF
-    are red, green and blue; a single one is grey.
+    value, mask or alpha channel, are nodata in the map. Their value is the image's own nodata value, unless that is a
+    class id (as 0 is) or no whole number up to 255: then it is 255, which the log says. An image that cannot be read is
+    named in the log and skipped, and nothing of it is left. The first three bands of a GeoTIFF are red, green and blue;
+    a single one is grey.
 
     Args:
         forward: (n, t, t, 3) uint8 -> logits (n, t, t, k).
@@ -83,27 +90,39 @@ def predict_files(
         probabilities: write the probabilities of the classes as well.
         quicklook: draw the image beside its map, within 2048 x 2048 pixels, with a legend and the classes' shares.
         progress: show a line with the time left.
+        gsd: metres per pixel that the network was trained at; None if unknown. The log names other resolutions.
 
     Returns:
         what was written and what was skipped.
 
     Raises:
         FileNotFoundError, ValueError: as `find_jobs` and `sliding` raise them, before anything is written.
+        OutputError: a ValueError, if the output folder cannot be made or written, at the start or, as on a full disk,
+            later; finished maps stay, and nothing of an unfinished one does.
     """
     import rasterio  # GDAL loads slowly
 
+    if gsd is not None and not gsd > 0:
+        raise ValueError(f"gsd must be above 0 metres per pixel, not {gsd}.")
     jobs = find_jobs(inputs, Path(output).expanduser(), probabilities=probabilities, quicklook=quicklook)
+    jobs = jobs[jax.process_index() :: jax.process_count()]
+    _make_writable(Path(output).expanduser())
+    progress = progress and jax.process_index() == 0
     outcome, maps, numbers, noted = Outcome({}, {}), {}, itertools.count(), set()
 
-    def note(text: str, *values: object) -> None:
+    def note(text: str, *values: object, level: int = logging.INFO) -> None:
         if text not in noted:  # said of the first image, not of every one of thousands
             noted.add(text)
             line.clear()
-            logging.info(text, *values)
+            logging.log(level, text, *values)
+
+    def compare_gsd(job: Job, scene: Scene) -> None:
+        found = scene.georeference.gsd if scene.georeference is not None else None
+        if gsd is not None and found is not None and abs(found / gsd - 1) > GSD_TOLERANCE:
+            text = f"%s: {_metres(found)} per pixel, the network was trained at {_metres(gsd)}; resample the image "
+            note(text + "first, or expect worse maps.", job.image, level=logging.WARNING)
 
     def skip(job: Job, error: Exception, left: int) -> None:
-        from grass_jax.data.builders.tiling import reason  # TFDS loads slowly, and most runs skip nothing
-
         outcome.skipped[str(job.image)] = reason(error)
         line.clear()
         line.total -= left
@@ -113,18 +132,20 @@ def predict_files(
         for job in jobs:
             try:
                 current = SceneMap(job, classes, colours, note)
-            except MemoryError:
+            except (MemoryError, OutputError):
                 raise
             except Exception as error:  # decoders answer a broken file with anything
                 skip(job, error, _pixels(job.image))
                 continue
+            compare_gsd(job, current.scene)
             maps[next(numbers)] = current
             yield current.scene
 
     def broken(number: int, error: Exception) -> None:
-        current = maps.pop(number)
-        current.abandon()
-        skip(current.job, error, current.left)
+        current = maps.pop(number, None)
+        if current is not None:
+            current.abandon()
+            skip(current.job, error, current.left)
 
     with (
         rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE),
@@ -143,7 +164,13 @@ def predict_files(
                 current = maps.get(strip.scene)
                 if current is None:  # it broke further down while this was being computed
                     continue
-                current.write(strip.y0, strip.x0, strip.logits)
+                try:
+                    current.write(strip.y0, strip.x0, strip.logits)
+                except (MemoryError, ValueError):  # a full disk, other classes: so it would go on
+                    raise
+                except Exception as error:
+                    broken(strip.scene, error)
+                    continue
                 line.update(strip.logits.shape[0] * strip.logits.shape[1])
                 if not current.left:
                     current.finish()
@@ -153,6 +180,21 @@ def predict_files(
             for current in maps.values():
                 current.abandon()
     return outcome
+
+
+def _make_writable(folder: Path) -> None:
+    """Makes a folder and a file in it, which is gone again: better told now than of every image."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(b"\0")
+    except OSError as error:
+        what = "is a file" if os.path.isfile(folder) else f"cannot be made or written ({error.strerror})"
+        raise OutputError(f"The output folder {folder} {what}: choose another folder.") from error
+
+
+def _metres(gsd: float) -> str:
+    return f"{gsd:.2f} m" if gsd >= 0.1 else f"{gsd:.4f} m"
 
 
 def _pixels(image: Path) -> int:

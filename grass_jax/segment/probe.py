@@ -14,6 +14,8 @@ import numpy as np
 from absl import logging
 from scipy.optimize import minimize
 
+from grass_jax.config import ConfigError
+
 MOST_ITERATIONS = 1000
 BATCH = 32  # tiles encoded at once
 
@@ -57,15 +59,16 @@ def fit_linear(features: np.ndarray, counts: np.ndarray, *, l2: float) -> tuple[
         Kernel (d, k) and bias (k,), float32, for features as they come.
 
     Raises:
-        ValueError: no cell is labelled.
+        ConfigError: no cell is labelled.
     """
     labelled = counts.sum(1) > 0
     if not labelled.any():
-        raise ValueError("No pixel of the tiles for the linear probe is labelled: give it tiles with labels.")
-    features, counts = features[labelled], counts[labelled]
+        raise ConfigError("No pixel of the tiles for the linear probe is labelled: give it tiles with labels.")
+    if not labelled.all():
+        features, counts = features[labelled], counts[labelled]
     mean, std = features.mean(0, dtype=np.float64), features.std(0, dtype=np.float64)
     std = np.where(std > 1e-6, std, np.inf)  # a dead channel gets no weight
-    z = jnp.asarray((features - mean) / std, jnp.float32)
+    z = (jnp.asarray(features) - mean.astype(np.float32)) / std.astype(np.float32)
     share = jnp.asarray(counts / counts.sum(dtype=np.float64), jnp.float32)
     d, k = z.shape[1], share.shape[1]
 
@@ -131,5 +134,7 @@ def fit_probe(
             batch = []
     if batch:
         add(batch)
-    kernel, bias = fit_linear(np.concatenate(features), np.concatenate(counts), l2=l2)
+    rows = np.concatenate(features)
+    features.clear()  # the same numbers once more
+    kernel, bias = fit_linear(rows, np.concatenate(counts), l2=l2)
     return {"classifier": {"conv": {"kernel": jnp.asarray(kernel), "bias": jnp.asarray(bias)}}}

@@ -9,9 +9,17 @@ import numpy as np
 
 from grass_jax.data.geotiff import georeference, open_raster
 from grass_jax.data.rasters import TIFF_SUFFIXES, UnusableImageError, open_scene
+from grass_jax.report.atomic import replacing
 from grass_jax.report.quicklook import QuickLook
 from grass_jax.segment.inputs import Job
-from grass_jax.segment.map_writer import NODATA, choose_nodata, class_map, encode_probabilities, probability_map
+from grass_jax.segment.map_writer import (
+    choose_nodata,
+    class_map,
+    encode_probabilities,
+    probability_map,
+    replacing_raster,
+    writing,
+)
 
 Note = Callable[..., None]  # a log message and its values
 
@@ -64,6 +72,7 @@ class SceneMap:
 
     Raises:
         UnusableImageError: if the image cannot be mapped; other errors where it is broken.
+        OutputError: if the products cannot be made.
     """
 
     def __init__(self, job: Job, classes: Sequence[str], colours: np.ndarray, note: Note):
@@ -74,21 +83,27 @@ class SceneMap:
             header = read_header(job.image, note)
             self.left = scene.height * scene.width
             self._nodata = choose_nodata(header.nodata, len(classes)) if scene.valid is not None else None
-            if self._nodata == NODATA and header.nodata in range(len(classes)):
-                note("The nodata value of %s is the id of a class: nodata is %d in its map.", job.image, NODATA)
-            options: dict[str, Any] = {"classes": classes, "placement": header.placement}
-            size = scene.height, scene.width
-            self._write_ids = stack.enter_context(
-                class_map(job.map, *size, colours=colours, nodata=self._nodata, **options)
-            )
-            self._write_probabilities = None
-            if job.probabilities is not None:
-                marked = self._nodata is not None
-                self._write_probabilities = stack.enter_context(
-                    probability_map(job.probabilities, *size, nodata=marked, **options)
-                )
-            self._look = QuickLook(*size) if job.quicklook is not None else None
+            if self._nodata is not None and header.nodata not in (None, self._nodata):
+                why = "a class id" if header.nodata in range(len(classes)) else "which a map cannot hold"
+                # The values stand in the text, as a note is made once for each text.
+                note(f"The nodata value of %s is {header.nodata:g}, {why}: it is {self._nodata} in the map.", job.image)
+            with writing(job.map):
+                self._create(stack, header)
             self._open = stack.pop_all()  # from here on `finish` or `abandon` closes
+
+    def _create(self, stack: contextlib.ExitStack, header: Header) -> None:
+        job, size, nodata = self.job, (self.scene.height, self.scene.width), self._nodata
+        options: dict[str, Any] = {"classes": self.classes, "placement": header.placement}
+        # What is entered last ends first: all files are complete before one is put in place, and the map comes last.
+        ids = stack.enter_context(replacing_raster(job.map))
+        shares = stack.enter_context(replacing_raster(job.probabilities)) if job.probabilities else None
+        self._look = QuickLook(*size) if job.quicklook else None
+        self._picture = stack.enter_context(replacing(job.quicklook)) if job.quicklook else None
+        self._write_ids = stack.enter_context(class_map(ids, *size, colours=self._colours, nodata=nodata, **options))
+        self._write_probabilities = None
+        if shares is not None:
+            marked = nodata is not None
+            self._write_probabilities = stack.enter_context(probability_map(shares, *size, nodata=marked, **options))
 
     @property
     def counts(self) -> dict[str, int]:
@@ -100,6 +115,7 @@ class SceneMap:
 
         Raises:
             ValueError: if the number of classes is another than that of the names.
+            OutputError: if the products cannot be written; other errors where the image is broken.
         """
         rows, width, classes = logits.shape
         if classes != len(self.classes):
@@ -112,22 +128,28 @@ class SceneMap:
             ids[~valid] = self._nodata
         else:
             self._counts += np.bincount(ids.reshape(-1), minlength=classes)
-        self._write_ids(y0, x0, ids)
-        if self._write_probabilities is not None:
-            self._write_probabilities(y0, x0, encode_probabilities(logits, valid))
         if self._look is not None:
             self._look.add(y0, x0, self.scene.rows(y0, y0 + rows)[:, x0 : x0 + width], ids)
+        with writing(self.job.map):
+            self._write_ids(y0, x0, ids)
+            if self._write_probabilities is not None:
+                self._write_probabilities(y0, x0, encode_probabilities(logits, valid))
         self.left -= rows * width
 
     def finish(self) -> None:
-        """Puts the products in place, the map last."""
-        if self._look is not None:
-            assert self.job.quicklook is not None
-            title, marked = self.job.image.name, self._nodata is not None
-            self._look.save(self.job.quicklook, self.counts, self._colours, title=title, nodata=marked)
-        self._open.close()
+        """Puts the products in place, the map last.
+
+        Raises:
+            OutputError: if one of them cannot be written; then none is put in place.
+        """
+        with writing(self.job.map):
+            if self._look is not None and self._picture is not None:
+                title, marked = self.job.image.name, self._nodata is not None
+                self._look.save(self._picture, self.counts, self._colours, title=title, nodata=marked)
+            self._open.close()
 
     def abandon(self) -> None:
         """Closes the image and removes what has been written."""
         error = InterruptedError(f"{self.job.image} was not mapped to its end.")
-        self._open.__exit__(type(error), error, None)
+        with contextlib.suppress(Exception):  # a full disk fails once more as the files are closed
+            self._open.__exit__(type(error), error, None)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -9,23 +10,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
+from jax.sharding import Mesh
 
 from grass_jax.augment import Augmentation, two_views
+from grass_jax.checkpoint import Checkpoints
+from grass_jax.config import ConfigError
 from grass_jax.data.labelled import LabelledSet
 from grass_jax.methods import Method
 from grass_jax.models import build_encoder, build_segmenter
 from grass_jax.report import maps
-from grass_jax.report.log import read_metrics, write_json
+from grass_jax.report.log import MetricsLog, read_metrics, write_json
 from grass_jax.sampling import salient_boxes
 from grass_jax.segment.evaluate import evaluate
 from grass_jax.segment.labelled_data import choose, open_data
 from grass_jax.segment.model import make_forward
 from grass_jax.segment.probe import fit_probe
 from grass_jax.segment.purity import Purity, box_purity, join, summarise_purity, view_masks
-from grass_jax.sharding import local_mesh, own_copy
+from grass_jax.sharding import local_mesh, own_copy, replicated
 from grass_jax.state import TrainState
 from grass_jax.steps import GuidanceSettings, guide
-from grass_jax.train import Hook, Phase
+from grass_jax.train import Hook, Phase, Task, run_hooks
 
 PURITY_BATCH = 64  # tiles whose contrastive loss guides the boxes that are measured
 PURITY_FILE = "purity.json"
@@ -58,6 +62,11 @@ def watching_hooks(
     if not config.probe.every_epochs:
         return ()
     labelled = open_data(config.probe.data)
+    if not labelled.validation:
+        raise ConfigError(
+            "config.probe.data.validation must choose scenes for the probe to be scored on, such as 0.2: the test part "
+            "stays closed until the end."
+        )
     every = max(1, round(config.probe.every_epochs * steps_per_epoch))
     hooks = [Hook(probing(config, labelled), every=every, at_start=True)]
     if config.probe.purity_tiles:
@@ -66,12 +75,9 @@ def watching_hooks(
 
 
 def probing(config: Any, labelled: LabelledSet) -> Callable[[Phase, int, TrainState], dict[str, float]]:
-    """Makes the hook that fits a linear head on frozen features and scores it on whole scenes.
-
-    The scenes are the validation part where there is one, else the test part.
-    """
+    """Makes the hook that fits a linear head on frozen features and scores it on the whole scenes of validation."""
     settings = config.probe
-    chosen = choose(labelled, settings.labels, settings.labels_seed)
+    chosen = choose(labelled, settings.labels, settings.labels_seed, key="probe.labels")
     mesh, k = local_mesh(), len(labelled.classes)
     normalisation = config.augment.mean, config.augment.std
     encode = make_forward(build_encoder(**config.model), *normalisation, mesh)
@@ -89,7 +95,7 @@ def probing(config: Any, labelled: LabelledSet) -> Callable[[Phase, int, TrainSt
         }
         found = evaluate(
             network(variables),
-            labelled.validation or labelled.test,
+            labelled.validation,
             labelled.classes,
             window=settings.window or config.probe.data.tile_size,
             overlap=settings.overlap,
@@ -114,6 +120,7 @@ def purity_watch(
     order = np.random.default_rng(config.seed).permutation(len(labelled.train))
     count = max(batch, min(config.probe.purity_tiles, len(order)) // batch * batch)
     tiles = order[:count].reshape(-1, batch)
+    random = cache(lambda: init().replace(opt_state=()))
 
     @jax.jit
     def all_boxes(state: TrainState, random: TrainState, key: jax.Array, images: jax.Array) -> tuple[Any, ...]:
@@ -126,13 +133,14 @@ def purity_watch(
     def measure(phase: Phase, step: int, state: TrainState) -> dict[str, float]:
         if jax.process_index() != 0:
             return {}
-        own, random = own_copy(state), init()
+        own = own_copy(state.replace(opt_state=()))
         parts: dict[str, list[Purity]] = {}
         for number, indices in enumerate(tiles):
             found = [labelled.train[int(i)] for i in indices]
-            key = jax.random.fold_in(jax.random.key(config.seed), number)
+            # the first two keys that split from the seed's are those of the initial parameters and of the run
+            key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), 2), number)
             images = np.stack([tile["image"] for tile in found])
-            geometry, boxes = jax.device_get(all_boxes(own, random, key, images))
+            geometry, boxes = jax.device_get(all_boxes(own, random(), key, images))
             masks = view_masks(
                 np.stack([tile["mask"] for tile in found]), geometry.boxes, geometry.flips, augmentation.size
             ).reshape(-1, augmentation.size, augmentation.size)
@@ -157,6 +165,33 @@ def read_purity(workdir: Path) -> dict[str, Any]:
     """Reads what has been measured of a run's purity: by phase, and `random` for the encoder before it."""
     path = workdir / PURITY_FILE
     return json.loads(path.read_text()) if path.exists() else {}
+
+
+def unwatched(workdir: Path, phases: dict[str, int]) -> dict[str, int]:
+    """Names the steps that no probe has seen: `random`, 0, and the ends of phases."""
+    seen = {record["step"] for record in read_metrics(workdir) if record.get("probe_miou") is not None}
+    return {name: step for name, step in {"random": 0, **phases}.items() if step not in seen}
+
+
+def watch_afterwards(task: Task, steps: dict[str, int], checkpoints: Checkpoints, workdir: Path, mesh: Mesh) -> None:
+    """Runs the hooks of an ended run on the checkpoints that it kept.
+
+    Args:
+        task: of the run.
+        steps: from `unwatched`.
+        checkpoints: of the run.
+        workdir: folder of the run.
+        mesh: the devices.
+    """
+    done = checkpoints.latest or 0
+    with MetricsLog(workdir, done, tensorboard=False, enabled=jax.process_index() == 0) as log:
+        for name, step in steps.items():
+            phase = next((phase for phase in task.phases if phase.name == name), task.phases[0])
+            if step:
+                state = checkpoints.restore(jax.eval_shape(task.init), replicated(mesh), step)
+            else:
+                state = jax.device_put(task.init(), replicated(mesh))
+            run_hooks([hook for hook in task.hooks if hook.at_start], phase, step, state, task, log)
 
 
 def watched(workdir: Path, phases: dict[str, int]) -> dict[str, Any]:

@@ -40,10 +40,10 @@ def test_shares_and_mistakes():
     assert len(choose_labels(GROUPS, 0.001, 0)) == 1
     assert len(choose_labels(GROUPS, 10.0, 0)) == 10
     for labels, problem in [
-        (62, "budget of 62 is larger than the 61"),
+        (62, "budget of 62 is larger than the 61 .* use 'all', or"),
         (-1, "not -1"),
         (1.5, "not 1.5"),
-        (1.0, "may mean one tile or all"),
+        (1.0, "may mean one tile or all: write 1 or 'all'"),
     ]:
         with pytest.raises(ValueError, match=problem):
             choose_labels(GROUPS, labels, 0)

@@ -66,6 +66,24 @@ def test_unknown_and_local_coordinates_are_not_mixed_with_others():
     assert overlapping_footprints([at(5, 5, crs=local), at(5, 5), at(9, 9, crs=local)]) == [(0, 2)]
 
 
+def test_files_without_a_coordinate_system_are_compared_with_each_other():
+    rng = np.random.default_rng(1)
+    placed = np.array([500000, 4000000]) + rng.uniform(0, 150, (24, 2)).round(1)
+    systems = [(None, UTM11, UTM12)[i % 3] for i in range(24)]
+    bare = [i for i in range(24) if systems[i] is None]
+    near = {(i, j) for i, j in itertools.combinations(bare, 2) if (np.abs(placed[i] - placed[j]) <= 49.5 + 1e-9).all()}
+    assert 2 < len(near) < 20
+    footprints = [at(x, y, crs=crs) for (x, y), crs in zip(placed, systems, strict=True)]
+    assert overlapping_footprints([footprints[i] for i in bare]) == [
+        (bare.index(i), bare.index(j)) for i, j in sorted(near)
+    ]
+    found = overlapping_footprints(footprints)
+    assert {(i, j) for i, j in found if i in bare or j in bare} == near
+    assert len(found) > len(near), "those of one system are still found"
+    stored = Footprint(*json.loads(json.dumps(footprints[0])))
+    assert overlapping_footprints([stored, footprints[0]]) == [(0, 1)]
+
+
 def test_groups_join_along_chains_under_their_first_name():
     line = [at(500000 + 40 * i, 4000000) for i in range(4)] + [at(600000, 4000000), None]
     groups, pairs = merge_overlapping(["d", "c", "b", "x", "x", "q"], line)

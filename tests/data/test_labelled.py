@@ -10,9 +10,10 @@ from rasterio.crs import CRS
 
 from grass_jax.data.builders import sample
 from grass_jax.data.labelled import open_labelled
+from grass_jax.data.labels import IGNORE, Labels
 from grass_jax.data.landscape import CLASS_NAMES, landscape
 from grass_jax.data.loader import batches
-from grass_jax.data.masks import IGNORE, Labels
+from grass_jax.data.scenes import open_scenes
 from grass_jax.data.splits import Split
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data"
@@ -84,6 +85,21 @@ def test_files_that_show_the_same_ground_stay_together(opened, caplog):
     assert files_of(parts)[2] == tif("area0/part1", "area1/part1", "area2/part0", "area2/part1")
 
 
+def test_scenes_with_a_world_file_alone_stay_together(opened, tmp_path):
+    """As ISPRS publishes Potsdam: coordinates beside the file, and no word of their system."""
+    for number, (east, north) in enumerate([(366000, 5807000), (366080, 5806980), (366000, 5806900)]):
+        image, mask = content(number)
+        for kind, pixels in (("images", image), ("masks", mask)):
+            (tmp_path / kind).mkdir(exist_ok=True)
+            Image.fromarray(pixels).save(tmp_path / kind / f"{number}.tif")
+        (tmp_path / "images" / f"{number}.tfw").write_text(f"1\n0\n0\n-1\n{east + 0.5}\n{north - 0.5}\n")
+    with pytest.raises(ValueError, match=r"0\.tif and 1\.tif show the same ground"):
+        opened(tmp_path, split=Split(by="file", test="^0"))
+    assert files_of(opened(tmp_path, split=Split(by="file", test="[01]"))) == [["2.tif"], [], ["0.tif", "1.tif"]]
+    scenes = open_scenes(tmp_path, labels=LABELS)
+    assert {scene.name: scene.group for scene in scenes} == {"0.tif": "0.tif", "1.tif": "0.tif", "2.tif": "2.tif"}
+
+
 def test_shares_of_files_and_groups(opened):
     labelled = opened(split=Split(by="file", test=0.4, validation=0.34, seed=1))
     trained, validated, tested = files_of(labelled)
@@ -96,13 +112,23 @@ def test_shares_of_files_and_groups(opened):
 
 
 def test_slips_are_found_before_the_preparation(folder, tmp_path):
-    place = {"path": folder, "labels": LABELS, "data_dir": tmp_path}
+    table = tmp_path / "groups.csv"
+    table.write_text("file,group\n" + "".join(f"{name},{'abxcdx'[i]}\n" for i, name in enumerate(NAMES)))
+    place = {"path": folder, "labels": LABELS, "data_dir": tmp_path / "tfds"}
     for options, problem in [
         ({"split": Split(test="nowhere")}, "matches none"),
         ({"group": "town"}, "finds no group"),
         (
             {"split": Split(by="block", test=0.2, block=128), "tile_size": 256},
             r"split\.block 128 is smaller than a tile",
+        ),
+        (
+            {"split": Split(by="block", test=0.2, block=64), "tile_size": 16, "group": r"area\d"},
+            r"^area0/part0\.tif and area0/part1\.tif are of the group area0, .* use split\.by='group', or [^.]*\.$",
+        ),
+        (
+            {"split": Split(by="block", test=0.2, block=64), "tile_size": 16, "group": str(table)},
+            r"^area1/part0\.tif and area2/part1\.tif are of the group x, ",
         ),
         ({"labels": None}, "needs labels"),
         ({"path": None}, "needs a path"),
@@ -111,7 +137,7 @@ def test_slips_are_found_before_the_preparation(folder, tmp_path):
             open_labelled("segmentation_folder", **place | options)
     with pytest.raises(ValueError, match="no labelled data set 'folder'"):
         open_labelled("folder")
-    assert not list(tmp_path.iterdir())
+    assert not (tmp_path / "tfds").exists()
 
 
 def test_scenes_are_read_whole_and_can_be_pickled(opened):
@@ -138,7 +164,7 @@ def test_blocks_share_no_pixel_and_every_scored_pixel_keeps_its_distance(opened,
     split = Split(by="block", test=0.25, validation=0.2, block=32, guard=3, seed=2)
     with pytest.raises(ValueError, match=r"area0/part1\.tif and area2/part0\.tif show the same ground"):
         opened(split=split)
-    labelled = opened(apart, split=split, stride=8)
+    labelled = opened(apart, split=split, stride=8, group=r"(.*)\.tif")  # groups of one file are not divided
     seen = {f"{name}.tif": np.zeros((3, HEIGHT, WIDTH), bool) for name in NAMES[2:]}  # train, validation, test
     for file, y, x in labelled.train.positions.tolist():
         seen[labelled.train.files[file]][0, y : y + 16, x : x + 16] = True

@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 from skimage.color import rgb2lab
 
-from grass_jax.data.labels import IGNORE, Labels, UnknownLabelError, decode_colours, decode_ids, default_colours
+from grass_jax.data.labels import (
+    IGNORE,
+    Labels,
+    UnknownLabelError,
+    colour_codes,
+    default_colours,
+    look_up,
+    refuse_unknown,
+)
 
 rng = np.random.default_rng(0)
 NAMES = ("road", "tree", "car")
@@ -16,12 +24,19 @@ def loop(pixels, table):
     return np.array([table[tuple(pixel)] for pixel in flat.tolist()], np.uint8).reshape(pixels.shape[:2])
 
 
+def decode(pixels, labels, name="a"):
+    """As `open_mask` does it: colours as numbers, looked up, and an error for what the labels do not know."""
+    decoded, unknown = look_up(colour_codes(pixels) if labels.by_colour else pixels, labels)
+    refuse_unknown(unknown, labels, name)
+    return decoded
+
+
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int16, np.int64])
 def test_ids_become_classes(dtype):
     labels = Labels(NAMES, values=(7, (1, 200), 4), ignore=(0, 255))
     ids = rng.choice([7, 1, 200, 4, 0, 255], (9, 11)).astype(dtype)
     table = {(7,): 0, (1,): 1, (200,): 1, (4,): 2, (0,): 255, (255,): 255}
-    decoded = decode_ids(ids, labels, "a.png")
+    decoded = decode(ids, labels, "a.png")
     assert decoded.dtype == np.uint8
     np.testing.assert_array_equal(decoded, loop(ids, table))
 
@@ -29,17 +44,17 @@ def test_ids_become_classes(dtype):
 def test_ids_of_any_width():
     labels = Labels(NAMES, values=(-3, 70000, 0), ignore=(-1,))
     ids = rng.choice([-3, 70000, 0, -1], (5, 6))
-    np.testing.assert_array_equal(decode_ids(ids, labels, "a"), loop(ids, {(-3,): 0, (70000,): 1, (0,): 2, (-1,): 255}))
+    np.testing.assert_array_equal(decode(ids, labels, "a"), loop(ids, {(-3,): 0, (70000,): 1, (0,): 2, (-1,): 255}))
 
 
 def test_without_values_ids_are_the_places_of_the_classes():
     ids = np.array([[0, 1, 2, 255]], np.uint8)
-    np.testing.assert_array_equal(decode_ids(ids, Labels(NAMES), "a"), ids)
+    np.testing.assert_array_equal(decode(ids, Labels(NAMES), "a"), ids)
 
 
 def test_ignore_beats_values():
     reduced = Labels(("all", "some"), values=(0, 1), ignore=(0,))
-    np.testing.assert_array_equal(decode_ids(np.array([[0, 1]]), reduced, "a"), [[IGNORE, 1]])
+    np.testing.assert_array_equal(decode(np.array([[0, 1]]), reduced, "a"), [[IGNORE, 1]])
 
 
 def test_colours_become_classes():
@@ -47,7 +62,7 @@ def test_colours_become_classes():
     colours = np.array([[255, 0, 0], [0, 255, 0], [0, 1, 2], [0, 0, 255], [155, 155, 155]], np.uint8)
     pixels = colours[rng.integers(0, 5, (8, 9))]
     table = dict(zip(map(tuple, colours.tolist()), [0, 1, 1, 2, 255], strict=True))
-    np.testing.assert_array_equal(decode_colours(pixels, labels, "a"), loop(pixels, table))
+    np.testing.assert_array_equal(decode(pixels, labels, "a"), loop(pixels, table))
     np.testing.assert_array_equal(labels.rgb(), colours[[0, 1, 3]])
 
 
@@ -58,20 +73,13 @@ def test_an_unknown_label_is_named_with_its_file():
         r"mask a/b\.png holds the id 9 \(12 pixels\), which is neither a class nor ignored: add it to the classes or"
     )
     with pytest.raises(UnknownLabelError, match=words):
-        decode_ids(ids, Labels(NAMES), "a/b.png")
+        decode(ids, Labels(NAMES), "a/b.png")
     ids[3, 3:5] = 8
     with pytest.raises(UnknownLabelError, match=r"id 9 \(12 pixels\) and 1 more such"):
-        decode_ids(ids.astype(np.int32), Labels(NAMES), "a")
+        decode(ids.astype(np.int32), Labels(NAMES), "a")
     labels = Labels(NAMES, values=("#FF0000", "#00FF00", "#0000FF"))
     with pytest.raises(UnknownLabelError, match=r"mask c holds the colour #00FE00 \(1 pixels\), which"):
-        decode_colours(np.array([[[0, 254, 0], [255, 0, 0]]], np.uint8), labels, "c")
-
-
-def test_ids_and_colours_are_not_mixed_up():
-    with pytest.raises(UnknownLabelError, match="the labels are ids"):
-        decode_colours(np.zeros((1, 1, 3), np.uint8), Labels(NAMES), "a")
-    with pytest.raises(UnknownLabelError, match="the labels are colours"):
-        decode_ids(np.zeros((1, 1), np.uint8), Labels(("a",), values=("#000000",)), "a")
+        decode(np.array([[[0, 254, 0], [255, 0, 0]]], np.uint8), labels, "c")
 
 
 @pytest.mark.parametrize("count", [3, 20, 250])

@@ -9,7 +9,8 @@ from rasterio.crs import CRS
 from rasterio.transform import Affine
 
 from grass_jax.data import masks
-from grass_jax.data.masks import IGNORE, Labels, UnknownLabelError, open_mask
+from grass_jax.data.labels import IGNORE, Labels, UnknownLabelError
+from grass_jax.data.masks import open_mask
 from grass_jax.data.rasters import UnusableImageError, open_scene
 
 rng = np.random.default_rng(0)
@@ -111,6 +112,14 @@ def test_ids_that_were_repeated_as_grey_are_still_ids(tmp_path):
     for name in ("a.png", "a.tif"):
         with pytest.raises(UnknownLabelError, match=f"{name} holds colours and the labels are ids"):
             read(tmp_path / name)
+
+
+def test_ids_are_not_taken_for_colours(tmp_path):
+    Image.fromarray(np.full((20, 31), 7, np.uint8)).save(tmp_path / "a.png")
+    write(tmp_path / "a.tif", [np.full((20, 31), 7, np.uint8)])
+    for name in ("a.png", "a.tif"):
+        with pytest.raises(UnknownLabelError, match=rf"{name} holds the colour #070707 \(620 pixels\)"):
+            read(tmp_path / name, BY_COLOUR)
 
 
 def test_bands_and_palettes_of_a_tiff(tmp_path):

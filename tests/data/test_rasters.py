@@ -12,7 +12,7 @@ from rasterio.transform import Affine
 from rasterio.vrt import WarpedVRT
 
 from grass_jax.data import rasters
-from grass_jax.data.rasters import UnusableImageError, open_scene
+from grass_jax.data.rasters import UnusableImageError, open_scene, reason
 
 rng = np.random.default_rng(0)
 RGB = rng.integers(0, 256, (20, 31, 3), np.uint8)
@@ -66,6 +66,32 @@ def test_jpeg_modes(tmp_path, mode):
     with Image.open(tmp_path / "a.jpeg") as picture:
         assert picture.mode == mode
         np.testing.assert_array_equal(read(tmp_path / "a.jpeg"), np.asarray(picture.convert("RGB")))
+
+
+def test_a_jpeg_of_several_pictures_is_its_first(tmp_path):
+    first, second = Image.fromarray(RGB), Image.fromarray(255 - RGB)
+    first.save(tmp_path / "one.jpg", quality=95)
+    first.save(tmp_path / "two.jpg", "MPO", quality=95, save_all=True, append_images=[second])
+    with Image.open(tmp_path / "two.jpg") as picture, Image.open(tmp_path / "one.jpg") as alone:
+        assert (picture.format, picture.n_frames) == ("MPO", 2)
+        np.testing.assert_array_equal(read(tmp_path / "two.jpg"), np.asarray(alone))
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg"])
+def test_a_file_that_is_no_picture_is_refused_with_that_reason(tmp_path, name):
+    (tmp_path / name).write_bytes(b"no picture")
+    with pytest.raises(UnusableImageError) as caught:
+        read(tmp_path / name)
+    assert reason(caught.value) == "it is no readable PNG or JPEG file"
+
+
+def test_the_reason_is_what_went_wrong_at_first():
+    assert reason(UnusableImageError("it is empty")) == "it is empty"
+    assert reason(OSError("cut\n  short")) == "it is broken: cut short"
+    assert reason(KeyError()) == "it is broken: KeyError"
+    outer = OSError("see the previous one")
+    outer.__cause__ = ValueError("tile 7")
+    assert reason(outer) == "it is broken: tile 7"
 
 
 def test_exif_orientation_gives_the_upright_picture(tmp_path):

@@ -11,7 +11,7 @@ from rasterio.crs import CRS
 
 from grass_jax.data.builders.segmentation_folder import SegmentationFolder
 from grass_jax.data.labelled import open_labelled
-from grass_jax.data.masks import IGNORE, Labels
+from grass_jax.data.labels import IGNORE, Labels
 from grass_jax.data.scenes import open_scenes
 
 TILE = 16
@@ -118,10 +118,54 @@ def test_ignored_rectangles_nodata_and_unlabelled_tiles_are_left_out(folder, ope
     for rectangle, problem in [
         (("nowhere", 0, 0, 1, 1), "matches no image"),
         (("a", 5, 0, 5, 1), "is empty"),
-        (("a", 0, 0, 1), "must be"),
     ]:
         with pytest.raises(ValueError, match=problem):
             opened(ignored=[rectangle])
+
+
+@pytest.mark.parametrize(
+    ("ignored", "problem"),
+    [
+        (("a", 0, 0, 16, 20), r"'a' is no ignored rectangle"),
+        ([0, 0, 16, 20], r"0 is no ignored rectangle"),
+        ([("a", 0, 0, 16)], r"\('a', 0, 0, 16\) is no ignored rectangle"),
+        ([(0, 0, 16, 20, "a")], r"'a'\) is no ignored rectangle"),
+        ([("a", 0, 0, 16.0, 20)], r"16\.0, 20\) is no ignored rectangle"),
+        ([("a", 0, 0, "16", 20)], r"'16', 20\) is no ignored rectangle"),
+        ([("a", 0, 0, 16, 20), ("part(", 0, 0, 16, 20)], r"'part\(', .* no valid pattern \(missing \), unterminated"),
+        ([("a", -2, 0, 16, 20)], "corner below -1"),
+        ([("a", 0, 0, 16, -3)], "corner below -1"),
+        ([("a", 5, 0, 5, 1)], "is empty"),
+        ([("a", 0, 9, None, 8)], "is empty"),
+        ([("a", None, -1, 0, 8)], "is empty"),
+    ],
+)
+def test_slips_in_rectangles_are_answered_with_how_they_are_written(folder, opened, ignored, problem):
+    pair(folder, "a.png", 0, 20, 20)
+    way = r"write \(pattern, y0, x0, y1, x1\) in whole pixels, -1 or None to the edge\.$"
+    for read in (opened, lambda **options: open_scenes(folder, labels=LABELS, **options)):
+        with pytest.raises(ValueError, match=f"{problem}.*{way}"):
+            read(ignored=ignored)
+    for given in ([["a", 0, np.int64(0), -1, 12]], (("a", None, -1, None, 12),)):
+        (scene,) = open_scenes(folder, labels=LABELS, ignored=given)
+        with scene.open() as found:
+            expected = ids(0, 20, 20)
+            expected[:, :12] = IGNORE
+            np.testing.assert_array_equal(found.mask(0, 20), expected)
+
+
+def test_jpeg_masks_are_one_error_for_the_folder(folder, opened, tmp_path):
+    pair(folder, "a.png", 0, 20, 20, suffix=".jpg")
+    pair(folder, "b.jpg", 1, 20, 20, suffix=".JPEG")
+    save(folder / "images" / "alone.png", coded(3, 20, 20))
+    for read in (opened, lambda: open_scenes(folder, labels=LABELS)):
+        with pytest.raises(ValueError, match=r"masks are JPEG, whose lossy .* convert them to PNG") as caught:
+            read()
+        assert "tile_size" not in str(caught.value)
+    assert not (tmp_path / "tfds").exists()
+    (folder / "masks" / "a.jpg").unlink()
+    pair(folder, "a.png", 0, 20, 20)
+    assert [scene.name for scene in open_scenes(folder, labels=LABELS)] == ["a.png"]
 
 
 def test_images_without_a_mask_and_broken_files_are_skipped_and_named(folder, opened, caplog):

@@ -1,5 +1,6 @@
 import itertools
 import re
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -147,6 +148,41 @@ def test_guard_bands_equal_a_search_of_every_neighbourhood(guard):
                 expected[y, x] = (around == number).all()
             found = np.concatenate([scene.rows(part, y, y1, guard) for y, y1 in ((0, 7), (7, 50), (50, scene.height))])
             np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_rows_equal_the_plain_rule_for_any_size_guard_and_strip(seed):
+    rng = np.random.default_rng(seed)
+    height, width, side = rng.integers(1, 60), rng.integers(1, 60), rng.integers(1, 25)
+    shape = max(1, height // side), max(1, width // side)
+    scene = Blocks(int(height), int(width), int(side), (rng.random(shape) < 0.2).astype(np.uint8) * 2)
+    painted = parts_of_pixels(scene)
+    for guard in (0, 1, int(side), 100):
+        y0 = int(rng.integers(0, height))
+        y1 = int(rng.integers(y0, height + 1))
+        for number in (0, 2):
+            found = scene.rows(PARTS[number], y0, y1, guard)
+            # A pixel counts where the nearest one of another part is further away than the guard, by the larger of
+            # the distances along the axes.
+            others = np.argwhere(painted != number)
+            expected = np.ones((y1 - y0, width), bool)
+            for y, x in np.ndindex(expected.shape):
+                expected[y, x] = not (np.abs(others - (y0 + y, x)).max(axis=1) <= guard).any()
+            assert found.dtype == bool
+            np.testing.assert_array_equal(found, expected)
+
+
+def test_a_large_scene_takes_little_more_than_its_answer():
+    parts = np.random.default_rng(0).integers(0, 3, (40, 40)).astype(np.uint8)
+    scene = Blocks(4000, 4000, 100, parts)
+    tracemalloc.start()
+    try:
+        found = scene.rows("test", 0, 4000, 8)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 1.2 * found.nbytes
+    assert found.nbytes == 4000 * 4000
 
 
 def test_boxes_inside_blocks_equal_a_look_at_every_pixel():

@@ -7,9 +7,9 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
-from PIL import Image
+from PIL import Image, ImageColor
 
-from grass_jax.data.masks import IGNORE
+from grass_jax.data.labels import IGNORE, PALETTE
 from grass_jax.report import maps
 from grass_jax.segment.purity import box_purity, summarise_purity
 
@@ -71,12 +71,30 @@ def test_a_row_shows_image_truth_prediction_and_errors(tmp_path):
     assert share(BLUE, 1) == pytest.approx(0.5 * 0.75, abs=0.03)
     assert share(GREEN, 2) == pytest.approx(0.75, abs=0.03)  # the whole prediction, on ignored pixels, too
     assert share(BLUE, 2) == pytest.approx(0.25, abs=0.03)
-    assert share(maps.WRONG, 3) == pytest.approx(0.25 * 0.75, abs=0.03)
+    assert share((255, 0, 255), 3) == pytest.approx(0.25 * 0.75, abs=0.03)
     assert share(maps.RIGHT, 3) == pytest.approx(0.75 * 0.75, abs=0.03)
     for panel in (1, 3):
         stripes = [share(grey, panel) for grey in maps.GREYS]
         assert min(stripes) > 0.08
         assert sum(stripes) == pytest.approx(0.25, abs=0.03)
+
+
+@pytest.mark.parametrize(
+    "colours", [[(214, 39, 40), GREEN], [(250, 20, 230), GREEN], [(250, 20, 230), (30, 20, 20)], PALETTE]
+)
+def test_errors_have_a_colour_of_their_own(drawn, colours):
+    colours = np.array([ImageColor.getrgb(c) if isinstance(c, str) else c for c in colours], np.uint8)
+    truth = np.repeat([[0, 1, IGNORE]], 3, 0).astype(np.uint8)
+    names = [f"class {i}" for i in range(len(colours))]
+    maps.panels("", [np.zeros((3, 3, 3), np.uint8)], [truth], [np.zeros_like(truth)], names, colours, "t")
+    errors = drawn[0].axes[3].get_images()[0].get_array().astype(int)
+    wrong = errors[0, 1]
+    others = [*colours.astype(int), *errors[:, 0], *errors[:, 2]]
+    assert min(sum((a - b) ** 2 for a, b in zip(wrong, other, strict=True)) ** 0.5 for other in others) > 100
+    patches = {patch.get_label(): patch.get_facecolor() for patch in drawn[0].legends[0].get_patches()}
+    np.testing.assert_allclose(np.array(patches["error"][:3]) * 255, wrong, atol=0.01)
+    for name, colour in zip(names, colours, strict=True):
+        np.testing.assert_allclose(np.array(patches[name][:3]) * 255, colour, atol=0.01)
 
 
 def test_the_row_says_how_much_is_right_of_what_counts(drawn):

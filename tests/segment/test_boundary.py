@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.ndimage
 
-from grass_jax.data.masks import IGNORE
+from grass_jax.data.labels import IGNORE
 from grass_jax.segment.boundary import boundary_counts, boundary_f1
 
 

@@ -1,12 +1,16 @@
 """The segmentation task on a tiny labelled folder: to the end, interrupted, from a pretraining run, scored, mapped."""
 
 import json
+from functools import partial
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+import rasterio
+from affine import Affine
 from PIL import Image
+from sklearn.metrics import accuracy_score, cohen_kappa_score, jaccard_score
 
 from configs import evaluate as evaluate_config
 from configs import predict as predict_config
@@ -15,11 +19,17 @@ from grass_jax.checkpoint import ResumeError
 from grass_jax.config import ConfigError
 from grass_jax.data.labelled import open_labelled
 from grass_jax.report.log import read_metrics
-from grass_jax.segment import apply, evaluate, finetune
+from grass_jax.segment import apply, evaluate, finetune, initial
 from grass_jax.segment.evaluate import predict_scenes
 from grass_jax.segment.labelled_data import open_data
 from grass_jax.segment.model import load_segmenter
+from grass_jax.segment.windows import blend_weight
 from grass_jax.state import load_encoder
+
+LONG = {
+    **{"finetune.steps": 120, "labels": "16", "augment.jitter": 0.0, "schedule.peak": 1e-2},
+    **{"checkpoint.every_steps": 60, "model.width": 8, "head.channels": 16},
+}
 
 
 @pytest.fixture(scope="module")
@@ -33,9 +43,9 @@ def one_device():
 
 @pytest.fixture(scope="module")
 def finished(tiny_segment, tmp_path_factory):
-    """A run on all eight devices."""
+    """A run on all eight devices, long enough to tell the three classes apart."""
     workdir = tmp_path_factory.mktemp("segment")
-    return workdir, finetune.run(tiny_segment(**{"finetune.steps": 40, "labels": "16"}), workdir)
+    return workdir, finetune.run(tiny_segment(**LONG), workdir)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +60,7 @@ def test_the_job_leaves_everything_a_person_looks_at(finished):
     workdir, summary = finished
     assert summary == json.loads((workdir / "summary.json").read_text())
     assert (summary["steps"], summary["labelled_crops"], summary["init"], summary["chosen_step"]) == (
-        *(40, 16, "random", 40),
+        *(120, 16, "random", 120),
     )
     lines = (workdir / "labels.txt").read_text().splitlines()
     assert len(set(lines)) == 16
@@ -61,6 +71,7 @@ def test_the_job_leaves_everything_a_person_looks_at(finished):
     assert {"loss", "pixel_accuracy", "gradient_norm", "learning_rate"} <= records[-1].keys()
     assert records[-1]["loss"] < records[0]["loss"]
     test = summary["test"]
+    assert test["miou"] > 0.7
     assert test["scenes"] == 2
     assert test["areas"]["areas"] == 1  # both test scenes show one place
     assert test["areas"]["miou"] == pytest.approx(test["miou"])
@@ -71,20 +82,32 @@ def test_the_job_leaves_everything_a_person_looks_at(finished):
             assert min(picture.size) > 200
 
 
-def test_the_figures_are_those_of_a_plain_comparison(finished, tiny_segment):
-    """Every pixel of the test scenes counts once: the scenes as Pillow reads them, and the network window by window."""
+def test_the_figures_are_those_of_a_plain_computation(finished, labelled_folder):
+    """Scenes as Pillow reads them, the network window by window, blended in a loop, compared by scikit-learn."""
     workdir, summary = finished
-    network, config = load_segmenter(workdir), tiny_segment()
-    labelled = open_data(config.data)
-    forward = network.forward(sharding.local_mesh())
-    right = total = 0
-    found = predict_scenes(forward, labelled.test, window=48, overlap=0.25, batch_size=8)
-    for (index, _, prediction), scene in zip(found, labelled.test, strict=True):
-        with Image.open(f"{config.data.path}/masks/{scene.name}") as mask:
-            truth = np.asarray(mask)
-        assert scene.name == f"south_{index}.png"
-        right, total = right + (truth == prediction).sum(), total + truth.size
-    assert summary["test"]["overall_accuracy"] == pytest.approx(right / total)
+    network = load_segmenter(workdir)
+    apply_network = jax.jit(partial(network.module.apply, train=False))
+    weight = np.outer(blend_weight(48), blend_weight(48))[..., None]
+    truths, predictions = [], []
+    for name in ("south_0.png", "south_1.png"):
+        with (
+            Image.open(labelled_folder / "images" / name) as image,
+            Image.open(labelled_folder / "masks" / name) as mask,
+        ):
+            pixels, truth = np.asarray(image), np.asarray(mask)
+        total, weights = np.zeros((96, 128, 3)), np.zeros((96, 128, 1))
+        for y in (0, 36, 48):  # a stride of three quarters, and the last window at the edge
+            for x in (0, 36, 72, 80):
+                view = (pixels[None, y : y + 48, x : x + 48] / 255 - network.mean) / network.std
+                total[y : y + 48, x : x + 48] += weight * apply_network(network.variables, view.astype(np.float32))[0]
+                weights[y : y + 48, x : x + 48] += weight
+        truths.append(truth.ravel())
+        predictions.append((total / weights).argmax(-1).ravel())
+    truth, prediction = np.concatenate(truths), np.concatenate(predictions)
+    test = summary["test"]
+    assert test["overall_accuracy"] == pytest.approx(accuracy_score(truth, prediction), abs=1e-4)
+    assert test["miou"] == pytest.approx(jaccard_score(truth, prediction, average="macro"), abs=1e-3)
+    assert test["kappa"] == pytest.approx(cohen_kappa_score(truth, prediction), abs=1e-3)
 
 
 def test_one_device_and_eight_give_the_same_confusion_matrix(finished, tiny_segment, monkeypatch):
@@ -103,10 +126,10 @@ def test_one_device_and_eight_give_the_same_confusion_matrix(finished, tiny_segm
 
 def test_a_finished_run_says_so(finished, tiny_segment, caplog):
     with caplog.at_level("INFO", logger="absl"):
-        assert finetune.run(tiny_segment(**{"finetune.steps": 40, "labels": "16"}), finished[0]) is None
-    assert "has ended after 40 steps" in caplog.text
+        assert finetune.run(tiny_segment(**LONG), finished[0]) is None
+    assert "has ended after 120 steps" in caplog.text
     with pytest.raises(ResumeError, match="labels"):
-        finetune.run(tiny_segment(**{"finetune.steps": 40, "labels": "8"}), finished[0])
+        finetune.run(tiny_segment(**{**LONG, "labels": "8"}), finished[0])
 
 
 def test_an_interrupted_run_ends_as_if_it_had_not_been(one_device, tiny_segment, tmp_path, monkeypatch):
@@ -151,6 +174,10 @@ def test_the_encoder_and_its_bands_come_from_the_pretraining_run(pretrained, tin
     for init, words in ((tmp_path / "none", "no pretraining run"), (tmp_path, "holds a segment run")):
         with pytest.raises(ConfigError, match=words):
             finetune.run(tiny_segment(init=str(init)), tmp_path / "other")
+    with pytest.raises(ResumeError, match=r"holds a pretrain run.*another --workdir"):
+        finetune.run(tiny_segment(init=str(pretrained)), pretrained)
+    with pytest.raises(ConfigError, match=r"config\.evaluate\.without must name some of grass, stone, water"):
+        finetune.run(tiny_segment(**{"evaluate.without": ("clutter",)}), tmp_path / "other")
     with pytest.raises(ConfigError, match=r"no checkpoint of step 5"):
         finetune.run(tiny_segment(**{"init": str(pretrained), "init_step": 5}), tmp_path / "other")
 
@@ -167,31 +194,56 @@ def test_a_linear_head_leaves_the_encoder_alone(pretrained, tiny_segment, tmp_pa
 
 
 def test_validation_chooses_from_enough_crops_on(tiny_segment, tmp_path, monkeypatch, caplog):
-    changes = {"data.validation": "north", "validate_every": 2, "labels": "8"}
+    """It looks at a part of the budget alone, and the best step counts."""
+    changes = {"validate_every": 3, "labels": "18", "finetune.steps": 8, "validation_share": 0.3}
     with caplog.at_level("INFO", logger="absl"), monkeypatch.context() as patch:
         patch.setattr(finetune, "train", lambda *args, **options: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             finetune.run(tiny_segment(**changes), tmp_path / "few")
-    assert "8 labelled crops are fewer than 100: the last iterate counts" in caplog.text
+    assert "18 labelled crops are below 100: the last iterate counts" in caplog.text
 
-    monkeypatch.setattr(finetune, "FEW", 8)
-    scored = iter([0.3, 0.9, 0.2])
-    score = finetune.score
+    monkeypatch.setattr(finetune, "FEW", 18)
+    scored, seen = iter([0.3, 0.9, 0.2]), []
+    score = finetune.evaluate
 
-    def scripted(config, labelled, state, scenes, **options):
-        found = score(config, labelled, state, scenes, **options)
-        if scenes == labelled.validation:
+    def scripted(forward, scenes, classes, **options):
+        found = score(forward, scenes, classes, **options)
+        if scenes[0].group != "south":
+            seen.append({scene.group for scene in scenes})
             found.scores["miou"] = next(scored)
         return found
 
-    monkeypatch.setattr(finetune, "score", scripted)
+    monkeypatch.setattr(finetune, "evaluate", scripted)
     summary = finetune.run(tiny_segment(**changes), tmp_path / "many")
     assert summary is not None
-    assert summary["chosen_step"] == 4
+    assert (summary["labelled_crops"], summary["validation_crops"], summary["tiles"]) == (18, 6, 12)
+    chosen, held = ((tmp_path / "many" / f"{n}.txt").read_text().splitlines() for n in ("labels", "validation"))
+    assert (len(chosen), len(held)) == (18, 6)
+    assert set(held) < set(chosen)
+    places = {line.split("_")[0] for line in held}
+    assert len(places) == 1  # a whole group
+    assert {line for line in chosen if line.split("_")[0] in places} == set(held)
+    assert seen == [places] * 3
+    assert summary["chosen_step"] == 6
     assert [r["validation_miou"] for r in read_metrics(tmp_path / "many") if "validation_miou" in r] == [0.3, 0.9, 0.2]
-    assert sorted(ocp.utils.checkpoint_steps(tmp_path / "many" / "checkpoints")) == [4, 6]
-    by_hand = load_segmenter(tmp_path / "many", 4).variables
+    # the best and the last one; what was saved between the validations, every two steps, has gone
+    assert sorted(ocp.utils.checkpoint_steps(tmp_path / "many" / "checkpoints")) == [6, 8]
+    by_hand = load_segmenter(tmp_path / "many", 6).variables
     jax.tree.map(np.testing.assert_array_equal, load_segmenter(tmp_path / "many").variables, by_hand)
+
+
+def test_test_images_that_the_encoder_has_seen_are_counted(labelled_folder, tiny_segment, tmp_path, caplog):
+    def seen(exclude):
+        data = {"path": str(labelled_folder / "images"), "exclude": exclude}
+        (tmp_path / "config.json").write_text(json.dumps({"config": {"task": "pretrain", "data": data}}))
+        return initial.seen_in_pretraining(tiny_segment(init=str(tmp_path)), ["south_0.png", "south_1.png"])
+
+    assert seen("south") == 0
+    assert not caplog.text
+    with caplog.at_level("WARNING", logger="absl"):
+        assert seen("south_0") == 1
+    assert "pretrained on 1 of the 2 test images (south_1.png" in caplog.text
+    assert initial.seen_in_pretraining(tiny_segment(), ["south_0.png"]) == 0
 
 
 def test_a_list_of_another_run_gives_the_same_crops(finished, tiny_segment, tmp_path, monkeypatch):
@@ -232,7 +284,7 @@ def test_another_folder_is_scored_whole(finished, labelled_folder, tmp_path):
 
 def test_a_scene_is_mapped_by_the_command(finished, labelled_folder, tmp_path):
     config = predict_config.get_config()
-    changes = {"model": str(finished[0]), "input": str(labelled_folder / "images" / "south_*.png"), "batch_size": 3}
+    changes = {"model": str(finished[0]), "input": str(labelled_folder / "images" / "south_*.png"), "batch_size": 8}
     config.update({**changes, "output": str(tmp_path / "maps"), "compilation_cache": ""})
     found = apply.predict_images(config, tmp_path)
     assert len(found["written"]) == 2
@@ -240,7 +292,7 @@ def test_a_scene_is_mapped_by_the_command(finished, labelled_folder, tmp_path):
     forward = network.forward(sharding.local_mesh())
     for index, _, prediction in predict_scenes(forward, labelled, window=48, overlap=0.5, batch_size=8):
         with Image.open(tmp_path / "maps" / f"south_{index}.tif") as found_map:
-            assert (np.asarray(found_map) == prediction).mean() > 0.999
+            np.testing.assert_array_equal(found_map, prediction)
     config.input = str(tmp_path / "nothing.tif")
     with pytest.raises(ConfigError, match=r"config\.input: There is no image"):
         apply.predict_images(config, tmp_path)
@@ -253,3 +305,41 @@ def open_labelled_test(folder, tmp_path):
     labels = Labels(("grass", "stone", "water"))
     options = {"path": folder, "labels": labels, "group": r"(\w+)_\d", "tile_size": 48, "data_dir": tmp_path}
     return open_labelled("segmentation_folder", split=Split(test="south"), **options).test
+
+
+def test_a_mosaic_of_real_size_is_mapped_the_same_in_other_windows(finished, tmp_path):
+    """3000 x 2500 pixels, four bands, a nodata border; the patches are those that the network knows."""
+    rng = np.random.default_rng(3)
+    truth = rng.integers(0, 3, (25, 30)).repeat(100, 0).repeat(100, 1)
+    image = np.array([[60, 90, 50], [150, 140, 120], [40, 60, 120]])[truth] + rng.normal(0, 6, (2500, 3000, 3))
+    bands = np.full((4, 2500, 3000), 200, np.uint8)
+    bands[:3] = np.clip(image, 1, 255).astype(np.uint8).transpose(2, 0, 1)
+    bands[:, :40] = bands[:, :, -70:] = 0
+    profile = {
+        **{"driver": "GTiff", "count": 4, "height": 2500, "width": 3000, "dtype": "uint8", "nodata": 0},
+        **{"crs": "EPSG:26911", "transform": Affine(0.6, 0, 480_000, 0, -0.6, 3_760_000), "tiled": True},
+    }
+    with rasterio.open(tmp_path / "mosaic.tif", "w", **profile) as raster:
+        raster.write(bands)
+    maps = []
+    for window in (96, 192):
+        config = predict_config.get_config()
+        config.update(
+            {
+                "model": str(finished[0]),
+                "input": str(tmp_path / "mosaic.tif"),
+                "window": window,
+                "compilation_cache": "",
+            }
+        )
+        config.update({"output": str(tmp_path / str(window)), "overlap": 0.25, "batch_size": 64, "quicklook": False})
+        apply.predict_images(config, tmp_path)
+        with rasterio.open(tmp_path / str(window) / "mosaic.tif") as raster:
+            assert (raster.crs, raster.transform) == (profile["crs"], profile["transform"])
+            assert (raster.count, raster.dtypes, raster.shape) == (1, ("uint8",), (2500, 3000))
+            maps.append(raster.read(1))
+            valid = raster.read_masks(1) == 255
+        np.testing.assert_array_equal(valid, (bands != 0).all(0))
+    first, second = (found[valid] for found in maps)
+    assert (first == truth[valid]).mean() > 0.9
+    assert (first != second).mean() < 0.005

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import sklearn.metrics
 
-from grass_jax.data.masks import IGNORE
+from grass_jax.data.labels import IGNORE
 from grass_jax.segment import metrics
 from grass_jax.segment.metrics import area_scores, confusion_matrix, make_confusion, scores
 from grass_jax.sharding import make_mesh

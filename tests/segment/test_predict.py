@@ -1,3 +1,4 @@
+import contextlib
 import logging
 import os
 import shutil
@@ -14,9 +15,8 @@ from rasterio.control import GroundControlPoint
 from rasterio.crs import CRS
 from rasterio.errors import NotGeoreferencedWarning
 
-from grass_jax.data.rasters import UnusableImageError
-from grass_jax.report.quicklook import QuickLook
-from grass_jax.segment.map_writer import choose_nodata, encode_probabilities
+from grass_jax.data.rasters import UnusableImageError, open_scene
+from grass_jax.segment.map_writer import OutputError, choose_nodata, encode_probabilities
 from grass_jax.segment.predict import predict_file, predict_files
 
 CLASSES = ("building", "land & soil", "Straße")
@@ -53,7 +53,7 @@ def read_map(path):
 
 @pytest.mark.parametrize("alpha", ["YES", "NO"])  # GDAL likes to tag near infrared as alpha
 @pytest.mark.parametrize(("nodata", "written"), [(0, 255), (255, 255), (9, 9)])
-def test_a_mosaic_with_a_nodata_border(tmp_path, nodata, written, alpha):
+def test_a_mosaic_with_a_nodata_border(tmp_path, caplog, nodata, written, alpha):
     bands = pixels(150, 190)
     border = np.ones((150, 190), bool)
     border[20:130, 25:170] = False
@@ -61,7 +61,10 @@ def test_a_mosaic_with_a_nodata_border(tmp_path, nodata, written, alpha):
     expected = np.where(border, written, bands[:3].argmax(0))
     bands[:, border] = nodata
     write_tiff(tmp_path / "mosaic.tif", bands, nodata=nodata, alpha=alpha, tiled=True, blockxsize=64, blockysize=64)
-    counts = predict_file(forward, tmp_path / "mosaic.tif", tmp_path / "out", **SETTINGS)
+    with caplog.at_level(logging.INFO):
+        counts = predict_file(forward, tmp_path / "mosaic.tif", tmp_path / "out", **SETTINGS)
+    said = f"mosaic.tif is {nodata}, a class id: it is {written} in the map"
+    assert caplog.text.count("nodata value") == caplog.text.count(said) == (nodata != written)
     ids, profile, value = read_map(tmp_path / "out" / "mosaic.tif")
     np.testing.assert_array_equal(ids, expected)
     assert (profile["crs"], profile["transform"], value) == (UTM, PLACE, written)
@@ -197,6 +200,7 @@ def test_what_cannot_be_read_is_named_and_skipped(tmp_path, caplog):
         written, skipped = predict_files(forward, folder, tmp_path / "out", **SETTINGS)
     assert list(written) == [str(tmp_path / "out" / "sub" / "d.tif")]
     assert [Path(image).name for image in skipped] == ["a.png", "b.tif", "c.tif", "e16.tif"]
+    assert skipped[str(folder / "a.png")] == "it is no readable PNG or JPEG file"
     assert skipped[str(folder / "b.tif")] == "the file is empty"
     assert "convert it to 8 bits" in skipped[str(folder / "e16.tif")]
     for image, reason in skipped.items():
@@ -205,6 +209,96 @@ def test_what_cannot_be_read_is_named_and_skipped(tmp_path, caplog):
     assert names == ["d.png", "d.tif", "d.tif.aux.xml"]
     with pytest.raises(UnusableImageError, match=r"b\.tif: the file is empty"):
         predict_file(forward, folder / "b.tif", tmp_path / "out", **SETTINGS)
+
+
+@pytest.mark.parametrize("place", ["file", "file/out", "/proc/self"])  # nobody can write to the last
+def test_an_output_that_cannot_be_written_is_told_before_any_image_is_opened(tmp_path, monkeypatch, place):
+    if place.startswith("/") and not Path(place).exists():
+        pytest.skip("this system has no /proc")
+    write_tiff(tmp_path / "a.tif", pixels(40, 40))
+    (tmp_path / "file").write_text("a file")
+    out = tmp_path / place
+    monkeypatch.setattr("grass_jax.segment.predict.SceneMap", None)
+    with pytest.raises(OutputError, match=rf"^The output folder {out} [^.]*: choose another folder\.$"):
+        predict_files(forward, tmp_path / "a.tif", out, **SETTINGS)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.tif", "file"]
+
+
+def test_a_product_that_cannot_be_made_stops_the_run(tmp_path, caplog):
+    for name in ("a.tif", "b/c.tif", "d.tif"):
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        write_tiff(tmp_path / "in" / name, pixels(40, 40))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "b").write_text("a file where a folder goes")
+    with pytest.raises(OutputError, match=r"The output folder .*out/b cannot be written \(c\.tif: "):
+        predict_files(forward, tmp_path / "in", tmp_path / "out", **SETTINGS)
+    assert "Skipped" not in caplog.text
+    assert not list((tmp_path / "out").glob(".*"))
+
+
+@pytest.mark.parametrize("missing", [1, 30, 500, 10**9])
+def test_a_full_disk_stops_the_run_and_leaves_nothing_half_written(tmp_path, caplog, missing):
+    resource = pytest.importorskip("resource")
+    options = SETTINGS | {"probabilities": True, "quicklook": missing == 500}
+    write_tiff(tmp_path / "a.tif", pixels(300, 300))
+    predict_file(forward, tmp_path / "a.tif", tmp_path / "whole", **options)
+    most = max(path.stat().st_size for path in (tmp_path / "whole").iterdir())
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (max(1, most - missing), limits[1]))  # writing beyond it is an OSError
+    try:
+        with pytest.raises(OutputError, match=r"^The output folder .* cannot be written \(a\.tif: .*\): make room"):
+            predict_file(forward, tmp_path / "a.tif", tmp_path / "out", **options)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "Skipped" not in caplog.text
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_an_image_that_breaks_when_it_is_read_again_is_skipped(tmp_path, monkeypatch):
+    for name in ("a", "b"):
+        write_tiff(tmp_path / f"{name}.tif", pixels(70, 40))
+    seen = []
+
+    def opened(path, **options):
+        @contextlib.contextmanager
+        def scene():
+            with open_scene(path, **options) as whole:
+
+                def rows(y0, y1):
+                    seen.append(y0)
+                    if path.name == "a.tif" and seen.count(0) > 1:  # the quick look reads what the windows have read
+                        raise OSError("the cable is out")
+                    return whole.rows(y0, y1)
+
+                yield whole._replace(rows=rows)
+
+        return scene()
+
+    monkeypatch.setattr("grass_jax.segment.scene_map.open_scene", opened)
+    written, skipped = predict_files(forward, tmp_path, tmp_path / "out", **SETTINGS, batch_size=1)
+    assert list(written) == [str(tmp_path / "out" / "b.tif")]
+    assert skipped == {str(tmp_path / "a.tif"): "it is broken: the cable is out"}
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["b.png", "b.tif", "b.tif.aux.xml"]
+
+
+def test_another_resolution_than_that_of_the_training_is_told_once_for_each(tmp_path, caplog):
+    feet = CRS.from_epsg(2263)  # 1,000 US survey feet are 304.8 m
+    sides = {"a": 0.1, "b": 0.1001, "c": 0.54, "d": 0.46, "e": 2, "f": 0.5 / 0.3048, "g": 1 / 0.3048}
+    for name, side in sides.items():
+        place = {"transform": Affine(side, 0, 500000, 0, -side, 3800000), "crs": feet if name in "fg" else UTM}
+        write_tiff(tmp_path / f"{name}.tif", pixels(40, 40), **place)
+    write_tiff(tmp_path / "h.tif", pixels(40, 40), crs="EPSG:4326", transform=Affine(1e-5, 0, -117, 0, -1e-5, 34))
+    Image.fromarray(np.zeros((40, 40, 3), np.uint8)).save(tmp_path / "i.png")
+    predict_files(forward, tmp_path, tmp_path / "out", **SETTINGS, quicklook=False, gsd=0.5)
+    said = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    ending = " per pixel, the network was trained at 0.50 m; resample the image first, or expect worse maps."
+    found = {"a": "0.10 m", "e": "2.00 m", "g": "1.00 m"}
+    assert said == [f"{tmp_path / name}.tif: {gsd}{ending}" for name, gsd in found.items()]
+    caplog.clear()
+    predict_files(forward, tmp_path, tmp_path / "out", **SETTINGS, quicklook=False)
+    assert "per pixel" not in caplog.text
+    with pytest.raises(ValueError, match="gsd must be above 0"):
+        predict_files(forward, tmp_path, tmp_path / "out", **SETTINGS, gsd=0.0)
 
 
 def test_an_interruption_leaves_the_old_map_and_nothing_half_written(tmp_path):
@@ -250,31 +344,6 @@ def test_probabilities(tmp_path):
 def test_nodata_is_the_images_own_where_it_can_be():
     cases = {None: 255, 0.0: 255, 4.0: 255, 5.0: 5, 254.0: 254, 255.0: 255, 5.5: 255, -9999.0: 255, float("nan"): 255}
     assert {value: choose_nodata(value, 5) for value in cases} == cases
-
-
-@pytest.mark.parametrize(("height", "width"), [(300, 500), (80, 2500), (2500, 80), (2, 2)])
-def test_quick_look_fits_and_shows_every_colour(tmp_path, height, width):
-    ids = (np.arange(width) * 3 // width).astype(np.uint8)[None].repeat(height, 0)
-    image = np.full((height, width, 3), 77, np.uint8)
-    look = QuickLook(height, width)
-    for y in range(0, height, 33):  # strips in two panels
-        for x in (0, width // 2):
-            here = slice(y, y + 33), slice(x, x + width // 2 if x == 0 else width)
-            look.add(y, x, image[here], ids[here])
-    counts = dict(zip(CLASSES, (5, 10, 85), strict=True))
-    look.save(tmp_path / "a.png", counts, COLOURS, title="a.tif", nodata=True)
-    with Image.open(tmp_path / "a.png") as picture:
-        assert max(picture.size) <= 2048
-        found, count = np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0, return_counts=True)
-    sizes = {tuple(colour): n for colour, n in zip(found.tolist(), count.tolist(), strict=True)}
-    swatch = 300  # pixels of a colour in the legend
-    assert sizes[77, 77, 77] > 10 * swatch
-    for colour in COLOURS[np.unique(ids)].tolist():
-        assert sizes[tuple(colour)] > 10 * swatch
-    step = max(1, -(-max(height, width) // 960))
-    assert look.step == step
-    np.testing.assert_array_equal(look._ids, ids[::step, ::step])
-    np.testing.assert_array_equal(look._image, image[::step, ::step])
 
 
 def test_inputs_by_file_folder_and_pattern(tmp_path):

@@ -13,7 +13,7 @@ import scipy.stats
 from PIL import Image
 
 from grass_jax.augment import Augmentation, two_views
-from grass_jax.data.masks import IGNORE
+from grass_jax.data.labels import IGNORE
 from grass_jax.segment.purity import Purity, box_purity, join, summarise_purity, view_masks
 
 

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from grass_jax import pretrain
+from grass_jax.config import ConfigError
 from grass_jax.report.log import read_metrics
 from grass_jax.segment import watch
 from grass_jax.state import load_encoder
@@ -23,6 +24,7 @@ def watched_config(tiny, labelled_folder, tmp_path_factory):
             "classes": ("grass", "stone", "water"),
             "group": r"(\w+)_\d",
             "test": "south",
+            "validation": "north",
             "tile_size": 48,
             "data_dir": str(tmp_path_factory.mktemp("probe_tiles")),
         }
@@ -55,7 +57,7 @@ def test_the_purity_is_measured_at_both_ends_of_each_phase_with_its_controls(wat
     assert summary["purity"] == json.loads((workdir / "purity.json").read_text())
     assert list(summary["purity"]) == ["random", "warmup", "gs"]
     for name, found in summary["purity"].items():
-        assert (found["tiles"], found["groups"]) == (16, 3)
+        assert (found["tiles"], found["groups"]) == (16, 2)
         assert list(found["boxes"]) == ["guided", "random encoder", "another view's box", "activation alone"]
         assert found["boxes"]["guided"]["all"]["majority"]["n"] == 32
         assert (workdir / "figures" / f"purity_{name}.png").exists()
@@ -82,6 +84,28 @@ def test_an_ended_run_can_still_be_summed_up(watched, watched_config):
     assert pretrain.run(watched_config, workdir) is None
     again = json.loads((workdir / "summary.json").read_text())
     assert (again["probe"], again["purity"]) == (summary["probe"], summary["purity"])
+
+
+def test_a_probe_can_be_switched_on_after_the_run(watched, watched_config, tiny, tmp_path):
+    _, summary = watched
+    pretrain.run(tiny(**{"warmup.epochs": 1, "gs.epochs": 1, "checkpoint.every_epochs": 1.0}), tmp_path)
+    assert "probe" not in json.loads((tmp_path / "summary.json").read_text())
+    assert pretrain.run(watched_config, tmp_path) is None
+    late = json.loads((tmp_path / "summary.json").read_text())
+    assert late["purity"] == summary["purity"]
+    for name, numbers in summary["probe"].items():
+        assert late["probe"][name] == pytest.approx(numbers)
+    assert [r["step"] for r in read_metrics(tmp_path) if "loss" in r] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_probe_keeps_the_test_part_closed(watched_config, tmp_path):
+    config = watched_config.copy_and_resolve_references()
+    config.probe.data.validation = ""
+    with pytest.raises(ConfigError, match=r"config\.probe\.data\.validation must choose scenes"):
+        pretrain.run(config, tmp_path)
+    config.probe.update({"labels": "1000", "data": {"validation": "north"}})
+    with pytest.raises(ConfigError, match=r"config\.probe\.labels: .* larger than"):
+        pretrain.run(config, tmp_path)
 
 
 def test_without_a_probe_nothing_is_added(tiny, tmp_path):

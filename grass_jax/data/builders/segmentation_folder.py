@@ -56,7 +56,7 @@ def segmentation_config(
 class SegmentationFolder(tfds.core.GeneratorBasedBuilder):
     """Tiles and their masks in the order of path, y, x, those with a label; configure with `segmentation_config`."""
 
-    VERSION = tfds.core.Version("1.0.0")  # raise it when the same files would give other tiles
+    VERSION = tfds.core.Version("1.0.1")  # raise it when the same files would give other tiles or notes
     # Nothing is downloaded; TFDS would look for checksums with importlib_resources, which it does not install.
     url_infos: ClassVar[dict] = {}  # pyright: ignore[reportIncompatibleVariableOverride, reportIncompatibleMethodOverride]
 

@@ -18,9 +18,9 @@ from absl import logging
 from PIL import Image
 
 from grass_jax.data.folder import ImageFile, fingerprint
-from grass_jax.data.masks import IGNORE
+from grass_jax.data.labels import IGNORE
 from grass_jax.data.pairs import LabelError
-from grass_jax.data.rasters import UnusableImageError
+from grass_jax.data.rasters import reason
 from grass_jax.data.tiles import tile_positions
 from grass_jax.report.progress import counter
 
@@ -179,12 +179,3 @@ def log_barren(barren: Sequence[Sequence[str]], folder: str | os.PathLike) -> No
 def _named(files: Sequence[Sequence[str]]) -> str:
     more = f"\n  and {len(files) - NAMED} more" if len(files) > NAMED else ""
     return "".join(f"\n  {name} ({why})" for name, why in files[:NAMED]) + more
-
-
-def reason(error: Exception) -> str:
-    """Why a file cannot be used, in the words of what went wrong."""
-    if isinstance(error, UnusableImageError):
-        return str(error)
-    # rasterio's own words refer to the exception that it was raised from
-    text = " ".join(str(error.__cause__ or error.__context__ or error).split())[:200]
-    return f"it is broken: {text or type(error).__name__}"
