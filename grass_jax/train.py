@@ -1,5 +1,6 @@
 """The only training loop: it knows steps, batches and hooks, and no loss."""
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -132,11 +133,13 @@ def train(
                 save = i + 1 == phase.end or (i + 1) % checkpoint_every == 0 or any(hook.saves for hook in due)
                 if due or save:
                     report.flush()
+                    since = time.monotonic()
                     if not all_finite(state):
                         raise DivergedError(f"The state after step {i + 1} is not finite.")
                     numbers = run_hooks(due, phase, i + 1, state, task, log)
                     if save:
                         checkpoints.save(i + 1, state, numbers)
+                    progress.leave_out(time.monotonic() - since)
     return state
 
 

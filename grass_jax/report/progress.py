@@ -100,6 +100,10 @@ class Progress:
         """Seconds until the end of the run at this session's speed; None until two steps of the phase have ended."""
         return None if self._rate.average is None else (self._total - self._step) / self._rate.average
 
+    def leave_out(self, seconds: float) -> None:
+        """Keeps time that went into other work, such as a probe, out of `images_per_second`."""
+        self._rate.leave_out(seconds)
+
     def close(self) -> None:
         """Leaves the last state standing and ends the line; a second call does nothing."""
         for handler, clear in self._cleared:

@@ -35,6 +35,10 @@ class Rate:
             self._marks.clear()
         self._marks.append(now)
 
+    def leave_out(self, seconds: float) -> None:
+        """Says that this much of the time since the last step went into other work; `average` counts it, `recent` not."""
+        self._marks = deque([(step, when + seconds) for step, when in self._marks], maxlen=self._marks.maxlen)
+
     @property
     def recent(self) -> float | None:
         """Steps per second over the latest calls; None until two steps of the phase have ended."""

@@ -144,3 +144,16 @@ def test_log_records_do_not_break_the_bar(clock, monkeypatch, make_handler):
     assert "5/10" in rows[1]
     assert rows[2:] == ["a record after the end", ""]
     assert not handler.filters
+
+
+def test_time_in_other_work_is_left_out_of_the_latest_rate_alone(clock):
+    rate = Rate(clock)
+    for step in range(1, 5):
+        clock.now += 2
+        rate.mark(step, "gs")
+    clock.now += 30  # a probe
+    rate.leave_out(30)
+    clock.now += 2
+    rate.mark(5, "gs")
+    assert rate.recent == pytest.approx(0.5)
+    assert rate.average == pytest.approx(4 / 38)
