@@ -3,6 +3,7 @@
     python main.py --config=configs/evaluate.py:folder --config.model=RUN --config.data.path=FOLDER \
         --config.data.classes="('field','forest','town')"
 
+It takes as long as predicting the folder's images: a minute for 33 megapixels with the small network on 2 CPU cores.
 The classes are the model's, in its order; `config.data.mask_values` says how this folder's masks hold them.
 """
 

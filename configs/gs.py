@@ -130,7 +130,7 @@ FOLDER = {
 }
 
 PRESETS = {
-    # 4 to 5 minutes and 1.5 GB on 2 CPU cores, probes included, nothing downloaded. One run with JAX 0.12: loss 4.7 to 3.1 in the
+    # 4 to 5 minutes and 1.5 GB on 2 CPU cores, probes included. One run with JAX 0.12: loss 4.7 to 3.1 in the
     # warm-up, 4.7 to 4.4 in GS training; embedding_std 0.04 to 0.084, then 0.044 rising to 0.055 (1/sqrt(128) = 0.088
     # fills the sphere).
     "sample": {

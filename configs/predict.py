@@ -3,6 +3,7 @@
     python main.py --config=configs/predict.py --config.model=runs/segment_sample                  a drawn scene
     python main.py --config=configs/predict.py --config.model=RUN --config.input=SCENE.tif --config.output=FOLDER
 
+The drawn scene takes seven seconds on 2 CPU cores with the small network.
 The input is a file, a folder or a pattern ("scenes/*.tif"); the maps take its files' names.
 """
 

@@ -70,6 +70,9 @@ def run(config: Any, workdir: str | Path) -> dict[str, Any] | None:
             )
             late = config.probe.every_epochs and unwatched(workdir, last_steps)
             if late:  # the probe has been switched on since
+                logging.info(
+                    "The probe is new here: measuring %s.", ", ".join(f"{n} (step {s})" for n, s in late.items())
+                )
                 if first:
                     write_json(workdir / "config.json", {"config": plain, "data": data, "environment": environment()})
                 task = pretraining_task(config, source, init_key, batch_size=batch_size, ends=ends, workdir=workdir)

@@ -131,3 +131,53 @@ def test_two_processes_do_the_main_job_as_one_does(flags, tmp_path):
     assert two[0]["loss"] == pytest.approx(one[0]["loss"], rel=1e-5)
     assert (tmp_path / "two" / "figures" / "guidance_gs.png").exists()
     assert load_encoder(tmp_path / "two", step=9).variables["params"]["conv1"]["kernel"].shape == (7, 7, 3, 4)
+
+
+@pytest.mark.slow
+def test_two_processes_fine_tune_score_and_map_as_one_does(tiny_segment, labelled_folder, tmp_path):
+    """With validation in between, a linear head after it, and two maps of which each process makes one."""
+    config = tiny_segment()
+    data = [
+        f"--config.data.path={labelled_folder}",
+        f"--config.data.data_dir={config.data.data_dir}",
+        "--config.data.classes=('grass','stone','water')",
+        r"--config.data.group=(\w+)_\d",
+        "--config.data.test=south",
+        "--config.data.tile_size=48",
+        "--config.batch_size=8",
+        "--config.augment.size=48",
+        "--config.model.width=4",
+        "--config.head.channels=8",
+        "--config.finetune.steps=6",
+        "--config.labels=24",
+        "--config.evaluate.boundary=1",
+        f"--config.compilation_cache={ROOT / '.jax_cache'}",
+    ]
+
+    def job(name, *flags, processes):
+        with socket.socket() as probe:
+            probe.bind(("localhost", 0))
+            address = f"--coordinator=localhost:{probe.getsockname()[1]}"
+        more = [address, f"--processes={processes}"] if processes > 1 else []
+        own = [[*more, f"--process={i}"] if processes > 1 else [] for i in range(processes)]
+        running = [start(*flags, *its, f"--workdir={tmp_path / name}", devices=2) for its in own]
+        assert [process.wait(600) for process in running] == [0] * processes
+        return tmp_path / name
+
+    def summary(folder):
+        return json.loads((folder / "summary.json").read_text())
+
+    for head in ("fcn", "linear"):
+        flags = ["--config=configs/segment.py:folder", *data, f"--config.head.name={head}"]
+        one, two = (job(f"{head}{n}", *flags, processes=n) for n in (1, 2))
+        assert summary(two)["test"]["pixels"] == summary(one)["test"]["pixels"]
+        assert summary(two)["test"]["overall_accuracy"] == pytest.approx(
+            summary(one)["test"]["overall_accuracy"], abs=0.02
+        )
+    mapped = job(
+        "maps",
+        *("--config=configs/predict.py", f"--config.model={two}", "--config.quicklook=False"),
+        f"--config.input={labelled_folder / 'images' / 'south_*.png'}",
+        processes=2,
+    )
+    assert sorted(path.name for path in mapped.glob("*.tif")) == ["south_0.tif", "south_1.tif"]

@@ -36,7 +36,7 @@ class Rate:
         self._marks.append(now)
 
     def leave_out(self, seconds: float) -> None:
-        """Says that this much of the time since the last step went into other work; `average` counts it, `recent` not."""
+        """Says that this much time since the last step went into other work: `average` counts it, `recent` does not."""
         self._marks = deque([(step, when + seconds) for step, when in self._marks], maxlen=self._marks.maxlen)
 
     @property
