@@ -5,9 +5,9 @@
         --config.data.classes="('field','forest','town')" --config.data.test=0.2 --config.labels=50
     python main.py --config=configs/segment.py:dubai --config.init=RUN --config.data.path=FOLDER --config.labels=50
 
-The sample takes two minutes on 2 CPU cores: from `gs.py`'s encoder, mIoU 0.537 on its three test scenes with 50 crops
-(one run, JAX 0.10). The `folder` and `dubai` presets are for the same small encoder; `folder_full` is for one GPU and has
-not run on one yet.
+The sample takes two minutes on 2 CPU cores: mIoU 0.537 on its three test scenes with 50 crops and the encoder of
+`gs.py` (one run, JAX 0.10). The `folder` and `dubai` presets are for the same small encoder; `folder_full` is for one
+GPU and has not run on one yet.
 
 Without `config.init` the encoder is random; a `.safetensors` file with torchvision's names goes, too.
 `--config.head.name=linear` fits the linear probe instead: the encoder is frozen, and nothing is left to tune.
