@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -69,7 +68,13 @@ def make_forward(
 
     rows = split_by_tile(mesh)
     compiled = jax.jit(apply, in_shardings=(replicated(mesh), rows), out_shardings=rows)
-    return lambda variables: partial(compiled, jax.device_put(variables, replicated(mesh)))
+
+    def bind(variables: Any) -> Forward:
+        placed = jax.device_put(variables, replicated(mesh))
+        # where other processes exist, jit takes no NumPy array to divide, even if all of the mesh is at hand
+        return lambda images: compiled(placed, jax.device_put(images, rows))
+
+    return bind
 
 
 def load_segmenter(workdir: str | Path, step: int | None = None) -> Segmentation:
