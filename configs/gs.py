@@ -145,7 +145,7 @@ PRESETS = {
     # Five minutes for 600 tiles on 2 CPU cores, 15 to 20 for 1,900; 2 GB.
     "folder": FOLDER,
     # The small model on the training parts of a labelled data set, with a probe: --config.data.path=FOLDER/images
-    # --config.probe.data.path=FOLDER. Eight minutes on 2 CPU cores.
+    # --config.probe.data.path=FOLDER. About ten minutes on 2 CPU cores.
     "dubai": {
         **FOLDER,
         "data": {"exclude": labelled.DUBAI["test"]},

@@ -100,6 +100,75 @@ def all_finite(tree: Any) -> jax.Array:
     return jnp.stack(leaves).all()
 
 
+TASK_WORDS = {"pretrain": "pretraining", "segment": "fine-tuning"}
+
+
+def run_config(workdir: str | Path, *, task: str) -> dict[str, Any]:
+    """Reads the resolved configuration of a run.
+
+    Args:
+        workdir: folder of the run.
+        task: what the run must be: `pretrain` or `segment`.
+
+    Returns:
+        The configuration as nested dicts.
+
+    Raises:
+        FileNotFoundError: there is no such run.
+    """
+    path = Path(workdir).expanduser().absolute() / "config.json"
+    if not path.exists():
+        raise FileNotFoundError(f"{path.parent} holds no {TASK_WORDS[task]} run: give the --workdir of one.")
+    config = json.loads(path.read_text())["config"]
+    found = config.get("task", "pretrain")
+    if found != task:
+        raise FileNotFoundError(
+            f"{path.parent} holds a {TASK_WORDS.get(found, found)} run: give the --workdir of a {TASK_WORDS[task]} run."
+        )
+    return config
+
+
+def kept_steps(workdir: str | Path) -> list[int]:
+    """Steps of the checkpoints that a run has kept, in order.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    checkpoints = Path(workdir).expanduser().absolute() / "checkpoints"
+    steps = sorted(ocp.utils.checkpoint_steps(checkpoints)) if checkpoints.is_dir() else []
+    if not steps:
+        raise FileNotFoundError(f"{checkpoints.parent} has no checkpoint yet: let the run go on.")
+    return steps
+
+
+def restore_part(workdir: str | Path, wanted: Any, step: int | None = None) -> Any:
+    """Reads a part of a checkpoint, onto one device.
+
+    Args:
+        workdir: folder of the run.
+        wanted: the part's tree, of anything with shape and dtype.
+        step: of a checkpoint that was kept; None takes the newest.
+
+    Returns:
+        The tree with arrays.
+
+    Raises:
+        FileNotFoundError: there is no checkpoint of that step.
+    """
+    checkpoints, steps = Path(workdir).expanduser().absolute() / "checkpoints", kept_steps(workdir)
+    if step not in (None, *steps):
+        raise FileNotFoundError(f"{checkpoints.parent} has no checkpoint of step {step}: it has {steps}.")
+    one_device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    wanted = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=one_device), wanted)
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        return checkpointer.restore(
+            checkpoints / str(step or steps[-1]) / "default",
+            args=ocp.args.PyTreeRestore(
+                item=wanted, partial_restore=True, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted)
+            ),
+        )
+
+
 class ResumeError(ValueError):
     """The working directory holds a run that this configuration cannot continue."""
 

@@ -1,6 +1,5 @@
 """What training carries from step to step: arrays, nothing else."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,8 +9,9 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-import orbax.checkpoint as ocp
 
+from grass_jax.augment.bands import normalise, unit_range
+from grass_jax.checkpoint import restore_part, run_config
 from grass_jax.methods import Method
 from grass_jax.models import build_encoder
 
@@ -84,10 +84,7 @@ class Encoder(NamedTuple):
 
     def __call__(self, images: jax.typing.ArrayLike) -> jax.Array:
         """Encodes images (n, s, s, c), uint8 or float in [0, 1], to features (n, h, w, d)."""
-        images = jnp.asarray(images)
-        if images.dtype == jnp.uint8:
-            images = images.astype(jnp.float32) / 255
-        views = (images - jnp.asarray(self.mean)) / jnp.asarray(self.std)
+        views = normalise(unit_range(jnp.asarray(images)), self)
         return self.module.apply(self.variables, views, train=False)  # pyright: ignore[reportReturnType]
 
 
@@ -111,70 +108,3 @@ def load_encoder(workdir: str | Path, step: int | None = None) -> Encoder:
     restored = restore_part(workdir, wanted, step)
     variables = {"params": restored["params"]["encoder"], "batch_stats": restored["stats"]["encoder"]}
     return Encoder(module, variables, tuple(config["augment"]["mean"]), tuple(config["augment"]["std"]))
-
-
-TASK_WORDS = {"pretrain": "pretraining", "segment": "segmentation"}
-
-
-def run_config(workdir: str | Path, *, task: str) -> dict[str, Any]:
-    """Reads the resolved configuration of a run.
-
-    Args:
-        workdir: folder of the run.
-        task: what the run must be: `pretrain` or `segment`.
-
-    Returns:
-        The configuration as nested dicts.
-
-    Raises:
-        FileNotFoundError: there is no such run.
-    """
-    path = Path(workdir).expanduser().absolute() / "config.json"
-    if not path.exists():
-        raise FileNotFoundError(f"{path.parent} holds no {TASK_WORDS[task]} run: give the --workdir of one.")
-    config = json.loads(path.read_text())["config"]
-    found = config.get("task", "pretrain")
-    if found != task:
-        raise FileNotFoundError(f"{path.parent} holds a {found} run: give the --workdir of a {TASK_WORDS[task]} run.")
-    return config
-
-
-def kept_steps(workdir: str | Path) -> list[int]:
-    """Steps of the checkpoints that a run has kept, in order.
-
-    Raises:
-        FileNotFoundError: there is none.
-    """
-    checkpoints = Path(workdir).expanduser().absolute() / "checkpoints"
-    steps = sorted(ocp.utils.checkpoint_steps(checkpoints)) if checkpoints.is_dir() else []
-    if not steps:
-        raise FileNotFoundError(f"{checkpoints.parent} has no checkpoint yet: let the run go on.")
-    return steps
-
-
-def restore_part(workdir: str | Path, wanted: Any, step: int | None = None) -> Any:
-    """Reads a part of a checkpoint, onto one device.
-
-    Args:
-        workdir: folder of the run.
-        wanted: the part's tree, of anything with shape and dtype.
-        step: of a checkpoint that was kept; None takes the newest.
-
-    Returns:
-        The tree with arrays.
-
-    Raises:
-        FileNotFoundError: there is no checkpoint of that step.
-    """
-    checkpoints, steps = Path(workdir).expanduser().absolute() / "checkpoints", kept_steps(workdir)
-    if step not in (None, *steps):
-        raise FileNotFoundError(f"{checkpoints.parent} has no checkpoint of step {step}: it has {steps}.")
-    one_device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    wanted = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=one_device), wanted)
-    with ocp.PyTreeCheckpointer() as checkpointer:
-        return checkpointer.restore(
-            checkpoints / str(step or steps[-1]) / "default",
-            args=ocp.args.PyTreeRestore(
-                item=wanted, partial_restore=True, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted)
-            ),
-        )

@@ -25,7 +25,7 @@ from grass_jax.augment.geometry import (
     resized_crop,
 )
 from grass_jax.augment.pairs import PairAugmentation, Placement, augment_pairs, draw_placement, one_pair
-from grass_jax.augment.views import Augmentation, Geometry, one_view, two_views
+from grass_jax.augment.views import Augmentation, Geometry, one_view, two_views, view_masks
 
 __all__ = [
     "Augmentation",
@@ -57,4 +57,5 @@ __all__ = [
     "resized_crop",
     "two_views",
     "unit_range",
+    "view_masks",
 ]

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from grass_jax.augment.bands import normalise, unit_range
 from grass_jax.augment.blur import gaussian_blur
 from grass_jax.augment.colour import colour_jitter, greyscale
-from grass_jax.augment.geometry import horizontal_flip, random_resized_crop_box, resized_crop
+from grass_jax.augment.geometry import horizontal_flip, nearest_crop, random_resized_crop_box, resized_crop
 from grass_jax.augment.rules import COLOUR_AND_BANDS, PAIR, PROBABILITY, SIZE, check_fields
 
 
@@ -156,3 +156,21 @@ def one_view(key: jax.Array, image: jax.Array, augmentation: Augmentation) -> tu
         sigma = jnp.where(draws[2] < a.blur, low + (high - low) * draws[3], 0.0)
         view = gaussian_blur(view, sigma, radius=math.ceil(4 * high))
     return normalise(view, a), Geometry(box, flip)
+
+
+def view_masks(masks: jax.Array, geometry: Geometry, size: int) -> jax.Array:
+    """Let masks follow the crop and flip of their views, to the nearest pixel.
+
+    Args:
+        masks: (b, h, w) uint8 ids of the tiles.
+        geometry: of their views, from `two_views`.
+        size: height and width s of a view, pixels.
+
+    Returns:
+        (b, 2, s, s) uint8 ids.
+    """
+
+    def of_view(mask: jax.Array, box: jax.Array, flip: jax.Array) -> jax.Array:
+        return horizontal_flip(nearest_crop(mask, box, size), flip)
+
+    return jax.vmap(jax.vmap(of_view, in_axes=(None, 0, 0)))(masks, geometry.boxes, geometry.flips)

@@ -104,9 +104,7 @@ def open_labelled(
     )
     tile_size = 256 if tile_size is None else tile_size
     if split.by == "block" and split.block < tile_size:
-        raise ValueError(
-            f"split.block {split.block} is smaller than a tile: set it to {tile_size} or a multiple of it."
-        )
+        raise ValueError(f"block {split.block} is smaller than a tile: set it to {tile_size} or a multiple of it.")
     _check_split([file.name for file in pairs.files], group, split)
     config = segmentation_config(pairs, annotation, tile_size=tile_size, stride=stride)
     builder, fresh = prepare(SegmentationFolder, config, None if data_dir is None else os.fspath(data_dir))
@@ -157,8 +155,8 @@ def _check_split(files: Sequence[str], group: str | Sequence[str], split: Split)
     for file, its in zip(files, groups, strict=True):
         if first.setdefault(its, file) != file:
             raise ValueError(
-                f"{first[its]} and {file} are of the group {its}, which split.by='block' would divide: use "
-                "split.by='group', or leave the groups out."
+                f"{first[its]} and {file} are of the group {its}, which split 'block' would divide: use "
+                "split 'group', or leave the groups out."
             )
 
 
@@ -169,8 +167,8 @@ def _divide(files, group, split: Split, sizes, footprints):
         if overlapping:
             first, second = (files[i] for i in overlapping[0])
             raise ValueError(
-                f"{first} and {second} show the same ground, which split.by='block' would divide: use "
-                "split.by='group', or leave one of them out."
+                f"{first} and {second} show the same ground, which split 'block' would divide: use "
+                "split 'group', or leave one of them out."
             )
         return groups, None, assign_blocks(files, sizes, split), overlapping
     units = groups if split.by == "group" else merge_overlapping(files, footprints)[0]
@@ -210,9 +208,7 @@ def _log_parts(labelled: LabelledSet, groups: int, overlapping: Sequence[tuple[s
 
 def _open_sample(split: Split, tile_size: int, stride: int | None, data_dir) -> LabelledSet:
     if split.test or split.by == "block":
-        raise ValueError(
-            "The sample has test scenes of its own: leave split.test empty and split.by 'file' or 'group'."
-        )
+        raise ValueError("The sample has test scenes of its own: leave test empty and split 'file' or 'group'.")
     source = open_tiles("sample", tile_size=tile_size, stride=stride, data_dir=data_dir)
     parts = assign_parts(source.files, source.files, split)
     train = source.subset(_training_tiles(source, parts, None))

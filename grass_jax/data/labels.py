@@ -124,7 +124,7 @@ def refuse_unknown(unknown: Counter[int], labels: Labels, name: str) -> None:
         more = f" and {len(others)} more such" if others else ""
         raise UnknownLabelError(
             f"mask {name} holds {what} ({pixels} pixels){more}, which is neither a class nor ignored: "
-            "add it to the classes or to ignore"
+            "add it to mask_values, as a value of a class, or to ignore"
         )
 
 
@@ -142,19 +142,21 @@ def _check(labels: Labels) -> None:
         raise ValueError(f"labels need 1 to {MAX_CLASSES} classes, not {len(classes)}.")
     if len(set(classes)) < len(classes) or not all(isinstance(name, str) and name for name in classes):
         raise ValueError(f"the names of the classes must be different and not empty, not {classes}.")
-    for name, given in (("values", labels.values), ("colours", labels.colours)):
+    for name, given in (("mask_values", labels.values), ("colours", labels.colours)):
         if given and len(given) != len(classes):
             raise ValueError(f"{name} must have one entry for each of the {len(classes)} classes, not {len(given)}.")
     if not all(labels.values):
-        raise ValueError("values must name at least one id or colour for each class.")
+        raise ValueError("mask_values must name at least one id or colour for each class.")
     if any(colours) and not all(colours):
-        raise ValueError(f"values must be all ids or all colours, not {tuple(flat)}.")
+        raise ValueError(f"mask_values must be all ids or all colours, not {tuple(flat)}.")
     twice = [value for value, count in Counter(flat).items() if count > 1]
     if twice:
-        raise ValueError(f"values gives {twice[0]} to two classes: a value belongs to one.")
+        raise ValueError(f"mask_values gives {twice[0]} to two classes: a value belongs to one.")
     strange = [value for value in labels.ignore if isinstance(value, str) != any(colours)]
     if strange and labels.ignore != (IGNORE,):
-        raise ValueError(f"ignore must hold {'colours' if any(colours) else 'ids'} as the values do, not {strange[0]}.")
+        raise ValueError(
+            f"ignore must hold {'colours' if any(colours) else 'ids'} as mask_values does, not {strange[0]}."
+        )
     if any(not isinstance(colour, str) for colour in labels.colours):
         raise ValueError(f'colours must be written "#RRGGBB", not {labels.colours}.')
     if labels.background and labels.background not in classes:
@@ -175,7 +177,7 @@ def _plain(value: Any) -> int | str:
     try:
         return operator.index(value)
     except TypeError:
-        raise ValueError(f'values, ignore and colours hold ids or colours "#RRGGBB", not {value!r}.') from None
+        raise ValueError(f'mask_values, ignore and colours hold ids or colours "#RRGGBB", not {value!r}.') from None
 
 
 def _code(value: int | str) -> int:

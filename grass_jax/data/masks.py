@@ -194,7 +194,9 @@ def _ids(pixels: np.ndarray, name: str) -> np.ndarray:
         return pixels
     first = pixels[..., 0]
     if pixels.shape[2] >= 3 and any((pixels[..., i] != first).any() for i in (1, 2)):
-        raise UnknownLabelError(f'mask {name} holds colours and the labels are ids: give "#RRGGBB" as the values')
+        raise UnknownLabelError(
+            f'mask {name} holds colours, not ids: give a colour "#RRGGBB" for each class as mask_values'
+        )
     return first
 
 

@@ -132,7 +132,7 @@ def find_pairs(images: Path, masks: Path) -> Pairs:
             raise NotADirectoryError(f"{masks} is a file: give the folder that holds the masks, or a vector file.")
         return Pairs(images, files, [masks] * len(files), [])
     if not masks.is_dir():
-        raise FileNotFoundError(f"The folder of masks {masks} does not exist: correct the path.")
+        raise FileNotFoundError(f"There is no {masks}: set masks to the folder of the masks, or to a vector file.")
     if masks.is_relative_to(images) and masks != images:
         files = [file for file in files if not (images / file.name).is_relative_to(masks)]
     by_stem: dict[str, list[Path]] = {}

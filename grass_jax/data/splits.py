@@ -35,13 +35,13 @@ class Split:
 
     def __post_init__(self):
         if self.by not in ("file", "group", "block"):
-            raise ValueError(f"split.by must be 'file', 'group' or 'block', not {self.by!r}.")
+            raise ValueError(f"split must be 'file', 'group' or 'block', not {self.by!r}.")
         if self.block < 1 or self.guard < 0:
-            raise ValueError(f"split.block must be at least 1 and split.guard 0, not {self.block} and {self.guard}.")
+            raise ValueError(f"block must be at least 1 and guard 0, not {self.block} and {self.guard}.")
         for name in ("test", "validation"):
             wanted = _share_or_pattern(getattr(self, name), name)
             if self.by == "block" and isinstance(wanted, str) and wanted:
-                raise ValueError(f"split.{name} must be a share such as 0.2 with split.by='block', not {wanted!r}.")
+                raise ValueError(f"{name} must be a share such as 0.2 with split 'block', not {wanted!r}.")
 
 
 def group_of(files: Sequence[str], group: str | Sequence[str]) -> list[str]:
@@ -104,7 +104,7 @@ def _group_by_table(file: str, known: dict[str, set[str]], tables: Sequence[str]
                     "give the CSV as folder=table.csv."
                 )
             return next(iter(known[name]))
-    raise ValueError(f"{file} has no group in {', '.join(tables)}: add a line for it.")
+    raise ValueError(f"{file} has no group in {', '.join(tables)}: add a line for it (the first line is a heading).")
 
 
 def assign_parts(files: Sequence[str], units: Sequence[str], split: Split) -> list[str]:
@@ -136,7 +136,7 @@ def assign_parts(files: Sequence[str], units: Sequence[str], split: Split) -> li
         parts.update(dict.fromkeys(chosen, part))
     if "train" not in parts.values():
         raise ValueError(
-            f"split.test {split.test!r} and split.validation {split.validation!r} leave none of the {len(left)} groups "
+            f"test {split.test!r} and validation {split.validation!r} leave none of the {len(left)} groups "
             "to train on: narrow them, or make the groups smaller."
         )
     return [parts[unit] for unit in units]
@@ -145,13 +145,13 @@ def assign_parts(files: Sequence[str], units: Sequence[str], split: Split) -> li
 def _units_by_pattern(pattern: str, part: str, files, units, rest: list[int]) -> set[str]:
     inside = {i for i in rest if re.search(pattern, files[i])}
     if not inside:
-        raise ValueError(f"The pattern {pattern!r} of split.{part} matches none of the {len(rest)} files: correct it.")
+        raise ValueError(f"The pattern {pattern!r} of {part} matches none of the {len(rest)} files: correct it.")
     member = {units[i]: files[i] for i in inside}
     for i in rest:
         if i not in inside and units[i] in member:
             raise ValueError(
                 f"{member[units[i]]} and {files[i]} show the same ground or are one group, and the pattern {pattern!r} "
-                f"of split.{part} divides them: widen the pattern, or leave one of them out."
+                f"of {part} divides them: widen the pattern, or leave one of them out."
             )
     return set(member)
 
@@ -161,7 +161,7 @@ def _share_or_pattern(wanted: str | float, name: str) -> str | float:
     if isinstance(wanted, str) and re.fullmatch(r"0?\.\d+|0", wanted):
         wanted = float(wanted)
     if not isinstance(wanted, str) and not 0 <= wanted < 1:
-        raise ValueError(f"split.{name} must be a pattern of file names or a share from 0 to below 1, not {wanted!r}.")
+        raise ValueError(f"{name} must be a pattern of file names or a share from 0 to below 1, not {wanted!r}.")
     return wanted
 
 
@@ -245,6 +245,6 @@ def assign_blocks(files: Sequence[str], sizes: Sequence[tuple[int, int]], split:
         parts[(ranks >= taken) & (ranks < taken + count)] = PARTS.index(part)
         taken += count
     if taken >= total:
-        raise ValueError(f"split.block {split.block} makes only {total} block(s): use smaller blocks or shares.")
+        raise ValueError(f"block {split.block} makes only {total} block(s): use smaller blocks or shares.")
     by_file = dict(zip(order, np.split(parts, np.cumsum(counts)[:-1]), strict=True))
     return [Blocks(*sizes[i], split.block, by_file[i].reshape(shapes[i])) for i in range(len(files))]

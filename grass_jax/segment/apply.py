@@ -50,11 +50,13 @@ def evaluate_model(config: Any, workdir: str | Path) -> dict[str, Any] | None:
     sample = config.data.name == "sample"
     classes = CLASS_NAMES if sample else tuple(config.data.classes)
     if classes != network.classes:
-        raise ConfigError(
-            f"The model knows the classes {', '.join(network.classes)}, and config.data.classes are "
-            f"{', '.join(classes)}: name the model's, in its order, and their ids or colours in "
-            "config.data.mask_values."
+        known, given = ", ".join(network.classes), ", ".join(classes)
+        advice = (
+            "score it on a folder, with --config=configs/evaluate.py:folder --config.data.path=FOLDER."
+            if sample
+            else "name the model's, in its order, and their ids or colours in config.data.mask_values."
         )
+        raise ConfigError(f"The model knows the classes {known}, and the data's are {given}: {advice}")
     scenes = open_data(config.data).test if sample else open_all_scenes(config.data)
     logging.info("Scoring %s on %d scenes.", config.model, len(scenes))
     settings = config.evaluate

@@ -103,7 +103,9 @@ def evaluate(
     matrices = sum_over_processes(matrices)
     total = matrices.sum(0)
     if not total.any():
-        raise ConfigError(f"None of the {len(scenes)} scenes has a labelled pixel that counts: check masks and split.")
+        raise ConfigError(
+            f"None of the {len(scenes)} scenes has a labelled pixel that counts: check the masks, ignore and split."
+        )
     groups = list(dict.fromkeys(scene.group for scene in scenes))
     of_area = {g: matrices[[scene.group == g for scene in scenes]].sum(0) for g in groups}
     found = {"scenes": len(scenes), **scores(total, classes, without), "areas": area_scores(of_area, classes, without)}

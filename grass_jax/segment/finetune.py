@@ -84,7 +84,7 @@ def run(config: Any, workdir: str | Path) -> dict[str, Any] | None:
             return None
         init_key, run_key = jax.random.split(jax.random.key(config.seed))
         network = build_segmenter(config.model, config.head, len(labelled.classes))
-        forward = make_forward(network, config.augment.mean, config.augment.std, sharding.local_mesh())
+        forward = make_forward(network, config.augment, sharding.local_mesh())
         encoder = None if done else initial_encoder(config)
         validation = (
             partial(evaluate, scenes=tile_scenes(labelled, held), classes=labelled.classes, **scoring(config))
@@ -237,7 +237,7 @@ def variables_of(state: TrainState) -> dict[str, Any]:
 def fit_linear_head(config: Any, state: TrainState, source: TileSource, classes: int) -> TrainState:
     """Fits the linear head on the frozen features of the labelled tiles; no loop, no learning rate."""
     mesh = sharding.local_mesh()
-    encode = make_forward(build_encoder(**config.model), config.augment.mean, config.augment.std, mesh)
+    encode = make_forward(build_encoder(**config.model), config.augment, mesh)
     variables = {"params": state.params["encoder"], "batch_stats": state.stats["encoder"]}
     tiles = (source[i] for i in range(len(source)))
     head = fit_probe(encode(variables), tiles, classes, l2=config.l2, devices=mesh.size)

@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 from absl import logging
 
-from grass_jax.checkpoint import ResumeError
+from grass_jax.checkpoint import ResumeError, kept_steps, run_config
 from grass_jax.config import ConfigError
 from grass_jax.interop.torchvision import read_encoder
 from grass_jax.models import build_encoder
-from grass_jax.state import kept_steps, load_encoder, run_config
+from grass_jax.state import load_encoder
 
 
 def follow_encoder(config: Any, workdir: Path | None) -> Any:

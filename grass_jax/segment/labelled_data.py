@@ -17,8 +17,12 @@ from grass_jax.data.scenes import LabelledScene, open_scenes
 from grass_jax.data.splits import Split
 
 
-def open_data(data: Any) -> LabelledSet:
+def open_data(data: Any, where: str = "data") -> LabelledSet:
     """Opens, and on first use prepares, the labelled data set that a section of a config describes.
+
+    Args:
+        data: the section.
+        where: its name, for messages.
 
     Raises:
         ConfigError: the data cannot be had as it is described.
@@ -37,7 +41,7 @@ def open_data(data: Any) -> LabelledSet:
             return open_labelled("sample", split=split, **tiling)
         return open_labelled(data.name, split=split, **_where(data), **tiling)
     except (ValueError, OSError) as error:
-        raise ConfigError(str(error)) from error
+        raise ConfigError(f"config.{where}: {error}") from error
 
 
 def open_all_scenes(data: Any) -> tuple[LabelledScene, ...]:
@@ -49,7 +53,7 @@ def open_all_scenes(data: Any) -> tuple[LabelledScene, ...]:
     try:
         return open_scenes(**_where(data))
     except (ValueError, OSError) as error:
-        raise ConfigError(str(error)) from error
+        raise ConfigError(f"config.data: {error}") from error
 
 
 def _where(data: Any) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """A segmentation network with its weights and everything that belongs to them."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from grass_jax.augment.bands import BandStatistics, normalise, unit_range
+from grass_jax.checkpoint import restore_part, run_config
 from grass_jax.models import build_segmenter
 from grass_jax.sharding import replicated, split_by_tile
-from grass_jax.state import restore_part, run_config
 
 Forward = Callable[[np.ndarray], jax.Array]
 
@@ -43,18 +44,15 @@ class Segmentation(NamedTuple):
 
     def forward(self, mesh: Mesh) -> Forward:
         """Makes the compiled function from images (n, t, t, c) uint8 to logits (n, t, t, k), for `sliding`."""
-        return make_forward(self.module, self.mean, self.std, mesh)(self.variables)
+        return make_forward(self.module, self, mesh)(self.variables)
 
 
-def make_forward(
-    module: nn.Module, mean: Sequence[float], std: Sequence[float], mesh: Mesh
-) -> Callable[[Any], Forward]:
+def make_forward(module: nn.Module, statistics: BandStatistics, mesh: Mesh) -> Callable[[Any], Forward]:
     """Compiles a network for whole batches of images as they come.
 
     Args:
         module: called on normalised images with `train=False`: a `models.segmentation.Segmenter`, or an encoder.
-        mean: of the bands, in [0, 1].
-        std: likewise.
+        statistics: supplies mean and standard deviation of the bands: a config's section `augment`, say.
         mesh: devices of this process, over which a batch is divided.
 
     Returns:
@@ -63,8 +61,7 @@ def make_forward(
     """
 
     def apply(variables: Any, images: jax.Array) -> jax.Array:
-        views = (images.astype(jnp.float32) / 255 - jnp.asarray(mean)) / jnp.asarray(std)
-        return module.apply(variables, views, train=False)  # pyright: ignore[reportReturnType]
+        return module.apply(variables, normalise(unit_range(images), statistics), train=False)  # pyright: ignore[reportReturnType]
 
     rows = split_by_tile(mesh)
     compiled = jax.jit(apply, in_shardings=(replicated(mesh), rows), out_shardings=rows)

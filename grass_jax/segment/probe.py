@@ -88,7 +88,10 @@ def fit_linear(features: np.ndarray, counts: np.ndarray, *, l2: float) -> tuple[
         on_host, np.zeros((d + 1) * k), jac=True, method="L-BFGS-B", options={"maxiter": MOST_ITERATIONS, "gtol": 1e-5}
     )
     if found.nit >= MOST_ITERATIONS:
-        logging.warning("The linear probe has not settled after %d iterations; raise its l2.", MOST_ITERATIONS)
+        logging.warning(
+            "The linear probe has not settled after %d iterations: raise config.l2 (config.probe.l2 in pretraining).",
+            MOST_ITERATIONS,
+        )
     w = found.x.reshape(d + 1, k)
     kernel = w[:-1] / std[:, None]
     return kernel.astype(np.float32), (w[-1] - mean @ kernel).astype(np.float32)

@@ -27,32 +27,11 @@ class Purity(NamedTuple):
     random_classes: np.ndarray
 
 
-def view_masks(masks: np.ndarray, boxes: np.ndarray, flips: np.ndarray, size: int) -> np.ndarray:
-    """Lets masks follow the crop and flip of their views, with the nearest pixel.
-
-    Args:
-        masks: (b, h, w) ids of the tiles.
-        boxes: (b, 2, 4) of `Geometry`, tile pixels, half-open.
-        flips: (b, 2) of `Geometry`.
-        size: height and width s of a view, pixels.
-
-    Returns:
-        (b, 2, s, s) ids.
-    """
-    views = np.empty((len(masks), 2, size, size), masks.dtype)
-    twice = 2 * np.arange(size) + 1  # centres of the view's pixels, in half pixels: whole numbers round nowhere
-    for tile, view in np.ndindex(len(masks), 2):
-        y0, x0, y1, x1 = (int(edge) for edge in boxes[tile, view])
-        rows, columns = (start + twice * (stop - start) // (2 * size) for start, stop in ((y0, y1), (x0, x1)))
-        views[tile, view] = masks[tile][np.ix_(rows, columns[::-1] if flips[tile, view] else columns)]
-    return views
-
-
 def box_purity(masks: np.ndarray, boxes: np.ndarray, classes: int, rng: np.random.Generator, draws: int = 32) -> Purity:
     """Compares the classes in each box with those in random boxes of the same height and width in the same view.
 
-    A control is other boxes through the same function: those of a random encoder, those of the next view
-    (`np.roll(boxes, 2, 0)`: one tile on), those of the activation without the gradient.
+    A control is other boxes through the same function: those of a random encoder, those of another tile's view, those
+    of the activation without the gradient.
 
     Args:
         masks: (n, s, s) ids of views; what is not in 0..classes-1 (IGNORE) does not count.

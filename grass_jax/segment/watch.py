@@ -12,7 +12,7 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
-from grass_jax.augment import Augmentation, two_views
+from grass_jax.augment import Augmentation, two_views, view_masks
 from grass_jax.checkpoint import Checkpoints
 from grass_jax.config import ConfigError
 from grass_jax.data.labelled import LabelledSet
@@ -25,7 +25,7 @@ from grass_jax.segment.evaluate import evaluate
 from grass_jax.segment.labelled_data import choose, open_data
 from grass_jax.segment.model import make_forward
 from grass_jax.segment.probe import fit_probe
-from grass_jax.segment.purity import Purity, box_purity, join, summarise_purity, view_masks
+from grass_jax.segment.purity import Purity, box_purity, join, summarise_purity
 from grass_jax.sharding import local_mesh, own_copy, replicated
 from grass_jax.state import TrainState
 from grass_jax.steps import GuidanceSettings, guide
@@ -61,7 +61,7 @@ def watching_hooks(
     """
     if not config.probe.every_epochs:
         return ()
-    labelled = open_data(config.probe.data)
+    labelled = open_data(config.probe.data, "probe.data")
     if not labelled.validation:
         raise ConfigError(
             "config.probe.data.validation must choose scenes for the probe to be scored on, such as 0.2: the test part "
@@ -79,9 +79,8 @@ def probing(config: Any, labelled: LabelledSet) -> Callable[[Phase, int, TrainSt
     settings = config.probe
     chosen = choose(labelled, settings.labels, settings.labels_seed, key="probe.labels")
     mesh, k = local_mesh(), len(labelled.classes)
-    normalisation = config.augment.mean, config.augment.std
-    encode = make_forward(build_encoder(**config.model), *normalisation, mesh)
-    network = make_forward(build_segmenter(config.model, {"name": "linear"}, k), *normalisation, mesh)
+    encode = make_forward(build_encoder(**config.model), config.augment, mesh)
+    network = make_forward(build_segmenter(config.model, {"name": "linear"}, k), config.augment, mesh)
 
     def probe(phase: Phase, step: int, state: TrainState) -> dict[str, float]:
         del phase, step
@@ -123,12 +122,15 @@ def purity_watch(
     random = cache(lambda: init().replace(opt_state=()))
 
     @jax.jit
-    def all_boxes(state: TrainState, random: TrainState, key: jax.Array, images: jax.Array) -> tuple[Any, ...]:
+    def all_boxes(
+        state: TrainState, random: TrainState, key: jax.Array, images: jax.Array, masks: jax.Array
+    ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
         views, geometry = two_views(key, images, augmentation, geometry=True)
         guided, by_random = (guide(s, views, method=method, hp=hp)[0].boxes for s in (state, random))
         activation = method.encode(state.params, state.stats, views)[0].mean(-1)
         by_activation = salient_boxes(activation, size=augmentation.size, threshold=hp.threshold)
-        return geometry, (guided, by_random, jnp.roll(guided, -1, axis=0), by_activation)  # in the order of BOXES
+        followed = view_masks(masks, geometry, augmentation.size)
+        return followed, (guided, by_random, jnp.roll(guided, -1, axis=0), by_activation)  # in the order of BOXES
 
     def measure(phase: Phase, step: int, state: TrainState) -> dict[str, float]:
         if jax.process_index() != 0:
@@ -139,11 +141,9 @@ def purity_watch(
             found = [labelled.train[int(i)] for i in indices]
             # the first two keys that split from the seed's are those of the initial parameters and of the run
             key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), 2), number)
-            images = np.stack([tile["image"] for tile in found])
-            geometry, boxes = jax.device_get(all_boxes(own, random(), key, images))
-            masks = view_masks(
-                np.stack([tile["mask"] for tile in found]), geometry.boxes, geometry.flips, augmentation.size
-            ).reshape(-1, augmentation.size, augmentation.size)
+            images, masks = (np.stack([tile[kind] for tile in found]) for kind in ("image", "mask"))
+            masks, boxes = jax.device_get(all_boxes(own, random(), key, images, masks))
+            masks = masks.reshape(-1, augmentation.size, augmentation.size)
             for name, its in zip(BOXES, boxes, strict=True):
                 rng = np.random.default_rng([config.seed, number])
                 parts.setdefault(name, []).append(box_purity(masks, its.reshape(-1, 4), k, rng))
@@ -223,6 +223,6 @@ def watched(workdir: Path, phases: dict[str, int]) -> dict[str, Any]:
         logging.info("  %-29s %s  %s   %s", label, *text)
     logging.info(
         "This shows that the pipeline works, not what GS training gains: that takes equal updates, equal compute and "
-        "random boxes (configs/compare.py, not here yet)."
+        "random boxes, which nothing here compares yet."
     )
     return {"probe": table, "purity": read_purity(workdir)}

@@ -8,12 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.ndimage
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from PIL import Image
 
 from grass_jax import augment
-from grass_jax.augment import Augmentation, two_views
+from grass_jax.augment import Augmentation, Geometry, two_views, view_masks
 
 WHOLE = {"area": (1.0, 1.0), "aspect": (1.0, 1.0), "mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
 
@@ -182,3 +184,32 @@ def test_a_bad_setting_is_named(field, value):
 def test_images_that_cannot_be_used(settings_16, shape, dtype, words):
     with pytest.raises(ValueError, match=words):
         two_views(jax.random.key(0), jnp.zeros(shape, dtype), settings_16)
+
+
+@pytest.mark.parametrize("size", [5, 16, 37])
+def test_view_masks_are_pillows_nearest(size):
+    masks = np.random.default_rng(0).integers(0, 5, (3, 24, 24)).astype(np.uint8)
+    boxes = np.array([[[0, 0, 24, 24], [3, 5, 20, 9]], [[10, 11, 11, 12], [1, 0, 24, 13]], [[7, 2, 23, 24]] * 2])
+    flips = np.array([[False, True], [True, False], [True, True]])
+    found = np.asarray(view_masks(masks, Geometry(boxes, flips), size))
+    assert (found.shape, found.dtype) == ((3, 2, size, size), np.uint8)
+    for tile, view in np.ndindex(3, 2):
+        y0, x0, y1, x1 = boxes[tile, view].tolist()
+        expected = Image.fromarray(masks[tile]).crop((x0, y0, x1, y1)).resize((size, size), Image.Resampling.NEAREST)
+        expected = np.asarray(expected)[:, ::-1] if flips[tile, view] else np.asarray(expected)
+        np.testing.assert_array_equal(found[tile, view], expected)
+
+
+def test_masks_follow_the_views():
+    """The image is the mask in grey: away from outlines a view shows the value of its mask."""
+    masks = np.stack([np.kron(np.random.default_rng(seed).permutation(16).reshape(4, 4), np.ones((12, 12))) for seed in
+                      range(4)]).astype(np.uint8)  # fmt: skip
+    plain = Augmentation(40, jitter=0.0, greyscale=0.0, blur=0.0, mean=(0.0,) * 3, std=(1.0,) * 3)
+    images = np.repeat(masks[..., None] * 16, 3, -1)
+    views, where = jax.jit(partial(two_views, augmentation=plain, geometry=True))(jax.random.key(3), images)
+    followed = np.asarray(view_masks(masks, where, 40))
+    inside = scipy.ndimage.maximum_filter(followed, (0, 0, 3, 3)) == scipy.ndimage.minimum_filter(
+        followed, (0, 0, 3, 3)
+    )
+    assert inside.mean() > 0.5
+    np.testing.assert_allclose(np.asarray(views)[..., 0][inside] * 255, 16.0 * followed[inside], atol=1e-3)

@@ -120,11 +120,11 @@ def test_slips_are_found_before_the_preparation(folder, tmp_path):
         ({"group": "town"}, "finds no group"),
         (
             {"split": Split(by="block", test=0.2, block=128), "tile_size": 256},
-            r"split\.block 128 is smaller than a tile",
+            r"^block 128 is smaller than a tile",
         ),
         (
             {"split": Split(by="block", test=0.2, block=64), "tile_size": 16, "group": r"area\d"},
-            r"^area0/part0\.tif and area0/part1\.tif are of the group area0, .* use split\.by='group', or [^.]*\.$",
+            r"^area0/part0\.tif and area0/part1\.tif are of the group area0, .* use split 'group', or [^.]*\.$",
         ),
         (
             {"split": Split(by="block", test=0.2, block=64), "tile_size": 16, "group": str(table)},

@@ -70,7 +70,7 @@ def test_an_unknown_label_is_named_with_its_file():
     ids = np.zeros((6, 7), np.uint8)
     ids[:2, :6] = 9
     words = (
-        r"mask a/b\.png holds the id 9 \(12 pixels\), which is neither a class nor ignored: add it to the classes or"
+        r"mask a/b\.png holds the id 9 \(12 pixels\), which is neither a class nor ignored: add it to mask_values, as"
     )
     with pytest.raises(UnknownLabelError, match=words):
         decode(ids, Labels(NAMES), "a/b.png")

@@ -110,7 +110,7 @@ def test_ids_that_were_repeated_as_grey_are_still_ids(tmp_path):
     Image.fromarray(COLOURS[IDS]).save(tmp_path / "a.png")
     write(tmp_path / "a.tif", COLOURS[IDS].transpose(2, 0, 1))
     for name in ("a.png", "a.tif"):
-        with pytest.raises(UnknownLabelError, match=f"{name} holds colours and the labels are ids"):
+        with pytest.raises(UnknownLabelError, match=f"{name} holds colours, not ids"):
             read(tmp_path / name)
 
 

@@ -200,7 +200,7 @@ def test_labels_that_do_not_fit_are_errors_and_nothing_is_taken_for_finished(fol
     with pytest.raises(FileNotFoundError, match="images"):
         opened()
     save(folder / "images" / "a.png", coded(0, 20, 20))
-    with pytest.raises(FileNotFoundError, match=r"masks .*does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"There is no .*masks: set masks to the folder"):
         opened()
     (folder / "masks").mkdir()
     with pytest.raises(ValueError, match="None of the 1 images"):

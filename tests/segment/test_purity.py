@@ -3,52 +3,19 @@
 import json
 import math
 from collections import Counter
-from functools import partial
 
-import jax
 import numpy as np
 import pytest
 import scipy.ndimage
 import scipy.stats
-from PIL import Image
 
-from grass_jax.augment import Augmentation, two_views
 from grass_jax.data.labels import IGNORE
-from grass_jax.segment.purity import Purity, box_purity, join, summarise_purity, view_masks
+from grass_jax.segment.purity import Purity, box_purity, join, summarise_purity
 
 
 def patches(seed, size, classes=3):
     noise = np.random.default_rng(seed).normal(size=(classes, size, size))
     return scipy.ndimage.gaussian_filter(noise, (0, 2, 2)).argmax(0).astype(np.uint8)
-
-
-@pytest.mark.parametrize("size", [5, 16, 37])
-def test_view_masks_are_pillows_nearest(size):
-    masks = np.stack([patches(seed, 24) for seed in range(3)])
-    boxes = np.array([[[0, 0, 24, 24], [3, 5, 20, 9]], [[10, 11, 11, 12], [1, 0, 24, 13]], [[7, 2, 23, 24]] * 2])
-    flips = np.array([[False, True], [True, False], [True, True]])
-    found = view_masks(masks, boxes, flips, size)
-    assert (found.shape, found.dtype) == ((3, 2, size, size), np.uint8)
-    for tile, view in np.ndindex(3, 2):
-        y0, x0, y1, x1 = boxes[tile, view].tolist()
-        expected = Image.fromarray(masks[tile]).crop((x0, y0, x1, y1)).resize((size, size), Image.Resampling.NEAREST)
-        expected = np.asarray(expected)[:, ::-1] if flips[tile, view] else np.asarray(expected)
-        np.testing.assert_array_equal(found[tile, view], expected)
-
-
-def test_masks_follow_the_views():
-    """The image is the mask in grey: away from outlines a view shows the value of its mask."""
-    masks = np.stack([np.kron(np.random.default_rng(seed).permutation(16).reshape(4, 4), np.ones((12, 12))) for seed in
-                      range(4)]).astype(np.uint8)  # fmt: skip
-    plain = Augmentation(40, jitter=0.0, greyscale=0.0, blur=0.0, mean=(0.0,) * 3, std=(1.0,) * 3)
-    images = np.repeat(masks[..., None] * 16, 3, -1)
-    views, where = jax.jit(partial(two_views, augmentation=plain, geometry=True))(jax.random.key(3), images)
-    followed = view_masks(masks, np.asarray(where.boxes), np.asarray(where.flips), 40)
-    inside = scipy.ndimage.maximum_filter(followed, (0, 0, 3, 3)) == scipy.ndimage.minimum_filter(
-        followed, (0, 0, 3, 3)
-    )
-    assert inside.mean() > 0.5
-    np.testing.assert_allclose(np.asarray(views)[..., 0][inside] * 255, 16.0 * followed[inside], atol=1e-3)
 
 
 def plain_share_and_entropy(pixels):
