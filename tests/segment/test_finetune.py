@@ -171,10 +171,10 @@ def test_the_encoder_and_its_bands_come_from_the_pretraining_run(pretrained, tin
     after_warmup = load_encoder(pretrained, 3).variables
     jax.tree.map(np.testing.assert_array_equal, started[0].params["encoder"], after_warmup["params"])
     jax.tree.map(np.testing.assert_array_equal, started[0].stats["encoder"], after_warmup["batch_stats"])
-    for init, words in ((tmp_path / "none", "no pretraining run"), (tmp_path, "holds a segment run")):
+    for init, words in ((tmp_path / "none", "no pretraining run"), (tmp_path, "holds a fine-tuning run")):
         with pytest.raises(ConfigError, match=words):
             finetune.run(tiny_segment(init=str(init)), tmp_path / "other")
-    with pytest.raises(ResumeError, match=r"holds a pretrain run.*another --workdir"):
+    with pytest.raises(ResumeError, match=r"holds a pretraining run.*another --workdir"):
         finetune.run(tiny_segment(init=str(pretrained)), pretrained)
     with pytest.raises(ConfigError, match=r"config\.evaluate\.without must name some of grass, stone, water"):
         finetune.run(tiny_segment(**{"evaluate.without": ("clutter",)}), tmp_path / "other")
