@@ -3,7 +3,6 @@
 `two_views` makes the views of pretraining, `augment_pairs` changes labelled tiles and their masks together.
 """
 
-from grass_jax.augment.bands import BandStatistics, denormalise, normalise, unit_range
 from grass_jax.augment.blur import gaussian_blur
 from grass_jax.augment.colour import (
     Jitter,
@@ -29,7 +28,6 @@ from grass_jax.augment.views import Augmentation, Geometry, one_view, two_views,
 
 __all__ = [
     "Augmentation",
-    "BandStatistics",
     "Geometry",
     "Jitter",
     "PairAugmentation",
@@ -41,14 +39,12 @@ __all__ = [
     "apply_jitter",
     "augment_pairs",
     "colour_jitter",
-    "denormalise",
     "draw_jitter",
     "draw_placement",
     "gaussian_blur",
     "greyscale",
     "horizontal_flip",
     "nearest_crop",
-    "normalise",
     "one_pair",
     "one_view",
     "oriented",
@@ -56,6 +52,5 @@ __all__ = [
     "random_square_box",
     "resized_crop",
     "two_views",
-    "unit_range",
     "view_masks",
 ]

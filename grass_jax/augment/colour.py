@@ -1,14 +1,17 @@
-"""The colours of a view: jitter and greyscale, each on one (h, w, 3) image in [0, 1].
+"""The colours of a view: jitter and greyscale, each on one image in [0, 1].
 
-Inside, an image is three planes (red, green, blue): a last axis of three wastes most of a TPU's or CPU's vector lanes.
+Inside, an image is planes (red, green, blue): a last axis of three wastes most of a TPU's or CPU's vector lanes.
+Other bands have neither hue nor saturation: each gets a brightness and a contrast of its own.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+RED_GREEN_BLUE = (0, 1, 2)
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 # Amounts that leave an image as it is.
 NEUTRAL = np.array([1.0, 1.0, 1.0, 0.0], np.float32)
@@ -22,10 +25,12 @@ class Jitter(NamedTuple):
     Attributes:
         turns: (4,) int32, the place of each operation in the order: a permutation of 0..3.
         amounts: (4,) float32, three factors and the turn of the hue.
+        factors: (2, c) float32, brightness and contrast of every band, for those that are no colours; (2, 0) for none.
     """
 
     turns: jax.Array
     amounts: jax.Array
+    factors: jax.Array
 
 
 def adjust_brightness(image: jax.Array, factor: jax.Array | float) -> jax.Array:
@@ -80,21 +85,31 @@ def adjust_hue(image: jax.Array, turn: jax.Array | float) -> jax.Array:
     return jnp.stack(_turn_hue(_planes(image), turn), axis=-1)
 
 
-def greyscale(image: jax.Array, apply: jax.Array | bool = True) -> jax.Array:
-    """Replace each band by the luminance (Pillow's L) where `apply` is true.
+def greyscale(
+    image: jax.Array, apply: jax.Array | bool = True, *, colours: Sequence[int] = RED_GREEN_BLUE
+) -> jax.Array:
+    """Replace red, green and blue by the luminance (Pillow's L) where `apply` is true.
 
     Args:
-        image: (h, w, 3) in [0, 1].
+        image: (h, w, c) in [0, 1].
         apply: () bool.
+        colours: the channels of red, green and blue.
 
     Returns:
-        (h, w, 3) in [0, 1].
+        (h, w, c) in [0, 1].
     """
-    return jnp.where(apply, _luminance(_planes(image))[..., None], image)
+    changes = apply & np.isin(np.arange(image.shape[-1]), colours)
+    return jnp.where(changes, _luminance(_planes(image, colours))[..., None], image)
 
 
 def draw_jitter(
-    key: jax.Array, probability: float, brightness: float, contrast: float, saturation: float, hue: float
+    key: jax.Array,
+    probability: float,
+    brightness: float,
+    contrast: float,
+    saturation: float,
+    hue: float,
+    bands: int = 0,
 ) -> Jitter:
     """Draw the order and the amounts of a colour jitter, by the rule of torchvision's `ColorJitter`.
 
@@ -105,6 +120,7 @@ def draw_jitter(
         contrast: the same for contrast.
         saturation: the same for saturation.
         hue: the turn is uniform in [-hue, hue] of a full turn.
+        bands: number c of bands to draw a brightness and a contrast each for, as above.
 
     Returns:
         Jitter.
@@ -116,18 +132,27 @@ def draw_jitter(
     # An operation's place is the number of draws below its own: cheaper than a sort on a device. Ties go by position.
     mine, others = draws[4:8, None], draws[4:8]
     below = (others < mine) | ((others == mine) & np.tri(4, k=-1, dtype=bool))
-    return Jitter(jnp.sum(below, axis=1, dtype=jnp.int32), jnp.where(draws[8] < probability, amounts, NEUTRAL))
+    happens = draws[8] < probability
+    # A key of their own: the draws above are the same with and without other bands.
+    factors = jax.random.uniform(jax.random.fold_in(key, 1), (2, bands), jnp.float32)
+    factors = low[: CONTRAST + 1, None] + (NEUTRAL + spread - low)[: CONTRAST + 1, None] * factors
+    return Jitter(
+        jnp.sum(below, axis=1, dtype=jnp.int32),
+        jnp.where(happens, amounts, NEUTRAL),
+        jnp.where(happens, factors, np.float32(1.0)),
+    )
 
 
-def apply_jitter(image: jax.Array, jitter: Jitter) -> jax.Array:
-    """Apply the four colour operations in the jitter's order.
+def apply_jitter(image: jax.Array, jitter: Jitter, *, colours: Sequence[int] = RED_GREEN_BLUE) -> jax.Array:
+    """Apply the four colour operations in the jitter's order, and its factors to the bands that are no colours.
 
     Args:
-        image: (h, w, 3) in [0, 1].
+        image: (h, w, c) in [0, 1].
         jitter: order and amounts.
+        colours: the channels of red, green and blue; empty where there are none.
 
     Returns:
-        (h, w, 3) in [0, 1].
+        (h, w, c) in [0, 1].
     """
 
     def operation(place: jax.Array, planes: Planes) -> Planes:
@@ -142,14 +167,36 @@ def apply_jitter(image: jax.Array, jitter: Jitter) -> jax.Array:
         )
         return red, green, blue
 
-    # A loop, not four copies: XLA would fuse the copies and compute each place anew for every plane of the next one.
-    return jnp.stack(jax.lax.fori_loop(np.int32(0), np.int32(4), operation, _planes(image)), axis=-1)
+    planes = [image[..., channel] for channel in range(image.shape[-1])]
+    if jitter.factors.size:
+        for channel in set(range(len(planes))) - set(colours):
+            planes[channel] = _adjust_band(planes[channel], jitter.factors[:, channel], jitter.turns)
+    if colours:
+        # A loop, not four copies: XLA would fuse those and compute each place anew for every plane of the next one.
+        turned = jax.lax.fori_loop(np.int32(0), np.int32(4), operation, _planes(image, colours))
+        for channel, plane in zip(colours, turned, strict=True):
+            planes[channel] = plane
+    return jnp.stack(planes, axis=-1)
+
+
+def _adjust_band(band: jax.Array, factors: jax.Array, turns: jax.Array) -> jax.Array:
+    """Change brightness and contrast, around its own mean, of one band (h, w).
+
+    `factors` are (2,), brightness and contrast; which is first is as in a jitter's `turns`.
+    """
+    brightness, contrast = factors
+    contrast_first = turns[CONTRAST] < turns[BRIGHTNESS]
+    # Of the band as contrast finds it; a factor of 1 leaves it as it is.
+    mean = jnp.mean(_blend(band, 0.0, jnp.where(contrast_first, 1.0, brightness)))
+    band = _blend(band, jnp.where(contrast_first, mean, 0.0), jnp.where(contrast_first, contrast, brightness))
+    return _blend(band, jnp.where(contrast_first, 0.0, mean), jnp.where(contrast_first, brightness, contrast))
 
 
 def colour_jitter(
     key: jax.Array,
     image: jax.Array,
     *,
+    colours: Sequence[int] = RED_GREEN_BLUE,
     probability: float = 0.8,
     brightness: float = 0.8,
     contrast: float = 0.8,
@@ -158,9 +205,12 @@ def colour_jitter(
 ) -> jax.Array:
     """Change brightness, contrast, saturation and hue by random amounts in a random order.
 
+    Bands that are not red, green and blue get a brightness and a contrast each of their own.
+
     Args:
         key: random key.
-        image: (h, w, 3) in [0, 1].
+        image: (h, w, c) in [0, 1].
+        colours: the channels of red, green and blue; empty where there are none.
         probability: chance that anything is changed at all.
         brightness: as for `draw_jitter`.
         contrast: as for `draw_jitter`.
@@ -168,13 +218,19 @@ def colour_jitter(
         hue: as for `draw_jitter`.
 
     Returns:
-        (h, w, 3) in [0, 1].
+        (h, w, c) in [0, 1].
     """
-    return apply_jitter(image, draw_jitter(key, probability, brightness, contrast, saturation, hue))
+    # What can never happen is left out of the program.
+    own = image.shape[-1] if image.shape[-1] > len(colours) and max(brightness, contrast) > 0 else 0
+    if not colours and not own:
+        return image
+    jitter = draw_jitter(key, probability, brightness, contrast, saturation, hue, bands=own)
+    return apply_jitter(image, jitter, colours=colours)
 
 
-def _planes(image: jax.Array) -> Planes:
-    return image[..., 0], image[..., 1], image[..., 2]
+def _planes(image: jax.Array, colours: Sequence[int] = RED_GREEN_BLUE) -> Planes:
+    red, green, blue = colours
+    return image[..., red], image[..., green], image[..., blue]
 
 
 def _luminance(planes: Planes) -> jax.Array:

@@ -6,10 +6,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from grass_jax.augment.bands import normalise, unit_range
 from grass_jax.augment.colour import colour_jitter
 from grass_jax.augment.geometry import nearest_crop, oriented, random_square_box, resized_crop
-from grass_jax.augment.rules import COLOUR_AND_BANDS, PAIR, PROBABILITY, SIZE, check_fields
+from grass_jax.augment.rules import COLOUR, PAIR, PROBABILITY, SIZE, check_fields
+from grass_jax.bands import RGB, Bands, normalise, unit_range
 
 
 @dataclass(frozen=True)
@@ -22,13 +22,13 @@ class PairAugmentation:
             the tile's: where the tile is as large as `size`, all magnifications below 1 give the whole tile.
         flip: probability of flipping, for each of the two axes.
         rotate: whether to turn by 0, 1, 2 or 3 quarters of a turn, equally likely.
-        jitter: probability of the colour jitter.
+        jitter: probability of the colour jitter; bands that are not red, green and blue get a brightness and a contrast
+            each of their own instead.
         brightness: the factor is uniform in 1 -+ this (and at least 0).
         contrast: the same for contrast.
         saturation: the same for saturation.
         hue: largest turn of the hue, as a share of a full turn, at most 0.5.
-        mean: of each band, in [0, 1], subtracted at the end.
-        std: of each band, divided by at the end.
+        bands: of the tiles: how they become floats, which are red, green and blue, and how they are normalised.
 
     Raises:
         ValueError: where a value is not allowed, naming the field.
@@ -43,15 +43,15 @@ class PairAugmentation:
     contrast: float = 0.3
     saturation: float = 0.3
     hue: float = 0.05
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    bands: Bands = RGB
 
     def __post_init__(self):
         check_fields(self, RULES)
 
 
+# of the keys that a configuration gives: `bands` comes from the data
 RULES = {
-    **COLOUR_AND_BANDS,
+    **COLOUR,
     "size": SIZE,
     "scale": PAIR,
     "flip": PROBABILITY,
@@ -84,19 +84,21 @@ def augment_pairs(
 
     Args:
         key: random key.
-        images: (b, h, w, 3) tiles, uint8 in 0..255 or float in 0..1.
+        images: (b, h, w, c) tiles in the dtype of the augmentation's bands, or float in 0..1 in place of integers.
         masks: (b, h, w) uint8 class ids.
         augmentation: how the tiles are changed.
 
     Returns:
-        (b, s, s, 3) float32 views, normalised, and their masks, (b, s, s) uint8.
+        (b, s, s, c) float32 views, normalised, and their masks, (b, s, s) uint8.
 
     Raises:
         ValueError: where `images` or `masks` has another shape or dtype.
     """
+    if images.ndim != 4:
+        raise ValueError(f"images must be tiles, (b, h, w, {len(augmentation.bands)}), not {images.shape}.")
     if masks.shape != images.shape[:-1] or masks.dtype != jnp.uint8:
         raise ValueError(f"masks must be uint8 {images.shape[:-1]}, not {masks.dtype} {masks.shape}.")
-    images = unit_range(images)
+    images = unit_range(images, augmentation.bands)
 
     def of_tile(index: jax.Array, image: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
         return one_pair(jax.random.fold_in(key, index), image, mask, augmentation)
@@ -111,12 +113,12 @@ def one_pair(
 
     Args:
         key: random key.
-        image: (h, w, 3) float in 0..1.
+        image: (h, w, c) float in 0..1.
         mask: (h, w) uint8 class ids.
         augmentation: how the tile is changed.
 
     Returns:
-        (s, s, 3) float32 view, normalised, and its mask, (s, s) uint8.
+        (s, s, c) float32 view, normalised, and its mask, (s, s) uint8.
     """
     a = augmentation
     place_key, jitter_key = jax.random.split(key)
@@ -129,13 +131,14 @@ def one_pair(
         view = colour_jitter(
             jitter_key,
             view,
+            colours=a.bands.colours,
             probability=a.jitter,
             brightness=a.brightness,
             contrast=a.contrast,
             saturation=a.saturation,
             hue=a.hue,
         )
-    return normalise(view, a), mask
+    return normalise(view, a.bands), mask
 
 
 def draw_placement(key: jax.Array, height: int, width: int, augmentation: PairAugmentation) -> Placement:

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import fields
 from numbers import Real
 from typing import Any
 
@@ -24,15 +23,13 @@ PROBABILITY: FieldRule = ("a number from 0 to 1", lambda v: is_number(v) and 0 <
 SPREAD: FieldRule = ("a number of at least 0", lambda v: is_number(v) and v >= 0)
 PAIR: FieldRule = ("two numbers (low, high) with 0 < low <= high", lambda v: are_numbers(v, 2) and 0 < v[0] <= v[1])
 
-# what every augmentation has: the colour jitter, and the normalisation of the bands
-COLOUR_AND_BANDS: dict[str, FieldRule] = {
+# the colour jitter, which every augmentation has
+COLOUR: dict[str, FieldRule] = {
     "jitter": PROBABILITY,
     "brightness": SPREAD,
     "contrast": SPREAD,
     "saturation": SPREAD,
     "hue": ("a number from 0 to 0.5", lambda v: is_number(v) and 0 <= v <= 0.5),
-    "mean": ("three numbers", lambda v: are_numbers(v, 3)),
-    "std": ("three numbers above 0", lambda v: are_numbers(v, 3) and min(v) > 0),
 }
 
 
@@ -41,16 +38,15 @@ def check_fields(settings: Any, rules: Mapping[str, FieldRule]) -> None:
 
     Args:
         settings: the dataclass, in its `__post_init__`.
-        rules: for every field, what it must be.
+        rules: what its fields that a configuration names must be; a field without a rule checks itself.
 
     Raises:
         ValueError: where a value is not allowed, naming the field.
     """
-    for field in fields(settings):
-        value = getattr(settings, field.name)
+    for name, (words, holds) in rules.items():
+        value = getattr(settings, name)
         if isinstance(value, list):  # from a configuration file
             value = tuple(value)
-            object.__setattr__(settings, field.name, value)
-        words, holds = rules[field.name]
+            object.__setattr__(settings, name, value)
         if not holds(value):
-            raise ValueError(f"{type(settings).__name__} {field.name} must be {words}, not {value!r}.")
+            raise ValueError(f"{type(settings).__name__} {name} must be {words}, not {value!r}.")

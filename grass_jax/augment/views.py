@@ -7,11 +7,11 @@ from typing import Literal, NamedTuple, overload
 import jax
 import jax.numpy as jnp
 
-from grass_jax.augment.bands import normalise, unit_range
 from grass_jax.augment.blur import gaussian_blur
 from grass_jax.augment.colour import colour_jitter, greyscale
 from grass_jax.augment.geometry import horizontal_flip, nearest_crop, random_resized_crop_box, resized_crop
-from grass_jax.augment.rules import COLOUR_AND_BANDS, PAIR, PROBABILITY, SIZE, check_fields
+from grass_jax.augment.rules import COLOUR, PAIR, PROBABILITY, SIZE, check_fields
+from grass_jax.bands import RGB, Bands, normalise, unit_range
 
 
 @dataclass(frozen=True)
@@ -23,16 +23,16 @@ class Augmentation:
         area: smallest and largest area of a crop, as a share of the tile's.
         aspect: smallest and largest width / height of a crop.
         flip: probability of mirroring left to right.
-        jitter: probability of the colour jitter.
+        jitter: probability of the colour jitter; bands that are not red, green and blue get a brightness and a contrast
+            each of their own instead.
         brightness: the factor is uniform in 1 -+ this (and at least 0).
         contrast: the same for contrast.
         saturation: the same for saturation.
         hue: largest turn of the hue, as a share of a full turn, at most 0.5.
-        greyscale: probability of losing all colour.
+        greyscale: probability of losing all colour; nothing happens where no bands are red, green and blue.
         blur: probability of the Gaussian blur.
         blur_sigma: smallest and largest standard deviation of the blur, view pixels.
-        mean: of each band, in [0, 1], subtracted at the end.
-        std: of each band, divided by at the end.
+        bands: of the tiles: how they become floats, which are red, green and blue, and how they are normalised.
 
     Raises:
         ValueError: where a value is not allowed, naming the field.
@@ -50,15 +50,15 @@ class Augmentation:
     greyscale: float = 0.2
     blur: float = 0.5
     blur_sigma: tuple[float, float] = (0.1, 2.0)
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    bands: Bands = RGB
 
     def __post_init__(self):
         check_fields(self, RULES)
 
 
+# of the keys that a configuration gives: `bands` comes from the data
 RULES = {
-    **COLOUR_AND_BANDS,
+    **COLOUR,
     "size": SIZE,
     "area": (PAIR[0] + " <= 1", lambda v: PAIR[1](v) and v[1] <= 1),
     "aspect": PAIR,
@@ -98,19 +98,21 @@ def two_views(
 
     Args:
         key: random key.
-        images: (b, h, w, 3) tiles, uint8 in 0..255 or float in 0..1.
+        images: (b, h, w, c) tiles in the dtype of the augmentation's bands, or float in 0..1 in place of integers.
         augmentation: how views are made.
         geometry: whether to return crop and flip of every view, too.
 
     Returns:
-        (b, 2, s, s, 3) float32 views, normalised; with `geometry` a pair of them and their Geometry.
+        (b, 2, s, s, c) float32 views, normalised; with `geometry` a pair of them and their Geometry.
 
     Raises:
         ValueError: where `images` has another shape or dtype.
 
     Source: the original's order of transforms (GeoX-Lab/GraSS, its SimCLR pretraining configuration).
     """
-    images = unit_range(images)
+    if images.ndim != 4:
+        raise ValueError(f"images must be tiles, (b, h, w, {len(augmentation.bands)}), not {images.shape}.")
+    images = unit_range(images, augmentation.bands)
 
     def of_tile(index: jax.Array, image: jax.Array) -> tuple[jax.Array, Geometry]:
         keys = jax.random.split(jax.random.fold_in(key, index))
@@ -126,11 +128,11 @@ def one_view(key: jax.Array, image: jax.Array, augmentation: Augmentation) -> tu
 
     Args:
         key: random key.
-        image: (h, w, 3) float in 0..1.
+        image: (h, w, c) float in 0..1.
         augmentation: how views are made.
 
     Returns:
-        (s, s, 3) float32 view, normalised; its Geometry, without the leading axes.
+        (s, s, c) float32 view, normalised; its Geometry, without the leading axes.
     """
     a = augmentation
     box_key, jitter_key, key = jax.random.split(key, 3)
@@ -143,19 +145,20 @@ def one_view(key: jax.Array, image: jax.Array, augmentation: Augmentation) -> tu
         view = colour_jitter(
             jitter_key,
             view,
+            colours=a.bands.colours,
             probability=a.jitter,
             brightness=a.brightness,
             contrast=a.contrast,
             saturation=a.saturation,
             hue=a.hue,
         )
-    if a.greyscale > 0:
-        view = greyscale(view, draws[1] < a.greyscale)
+    if a.greyscale > 0 and a.bands.colours:
+        view = greyscale(view, draws[1] < a.greyscale, colours=a.bands.colours)
     if a.blur > 0:
         low, high = a.blur_sigma
         sigma = jnp.where(draws[2] < a.blur, low + (high - low) * draws[3], 0.0)
         view = gaussian_blur(view, sigma, radius=math.ceil(4 * high))
-    return normalise(view, a), Geometry(box, flip)
+    return normalise(view, a.bands), Geometry(box, flip)
 
 
 def view_masks(masks: jax.Array, geometry: Geometry, size: int) -> jax.Array:

@@ -1,13 +1,16 @@
 """GeoTIFF files: opening them, where their pixels lie, and which of their pixels count."""
 
 import contextlib
+import logging
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+
+TIFF_SUFFIXES = frozenset({".tif", ".tiff"})
 
 
 class Georeference(NamedTuple):
@@ -62,16 +65,28 @@ class Georeference(NamedTuple):
 
 
 @contextlib.contextmanager
-def open_raster(path: Path) -> Iterator[Any]:
-    """Open a TIFF as a rasterio data set; one without georeference is as good as any."""
+def open_raster(path: Path, driver: str = "GTiff") -> Iterator[Any]:
+    """Open a TIFF, or a file of another of GDAL's drivers, as a rasterio data set; it needs no georeference."""
     import rasterio  # GDAL loads slowly, and most runs read no raster
     from rasterio.errors import NotGeoreferencedWarning
 
     with contextlib.ExitStack() as stack:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            raster = stack.enter_context(rasterio.open(path, driver="GTiff"))
+            raster = stack.enter_context(rasterio.open(path, driver=driver))
         yield raster
+
+
+@contextlib.contextmanager
+def quiet_gdal() -> Iterator[None]:
+    """Keep GDAL's notes, which the reason of a skipped file repeats, out of the log."""
+    gdal = logging.getLogger("rasterio")
+    level = gdal.level
+    gdal.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        gdal.setLevel(level)
 
 
 def georeference(raster: Any) -> Georeference | None:
@@ -88,40 +103,63 @@ def row_window(raster: Any, y0: int, y1: int) -> Any:
 
 
 def colour_table(raster: Any) -> np.ndarray | None:
-    """What the values of a single uint8 band look like, (256, 3) uint8; None where they are grey levels or colours."""
+    """What the values of a single band look like, (k, 3) uint8; None where they are grey levels or colours."""
     from rasterio.enums import ColorInterp
 
     if raster.count == 1 and raster.colorinterp[0] == ColorInterp.palette:
-        colours = raster.colormap(1)
-        return np.array([colours.get(i, (0, 0, 0))[:3] for i in range(256)], np.uint8)
+        colours, size = raster.colormap(1), np.iinfo(raster.dtypes[0]).max + 1
+        return np.array([colours.get(i, (0, 0, 0))[:3] for i in range(size)], np.uint8)
     if raster.count == 1 and raster.tags(1, ns="IMAGE_STRUCTURE").get("NBITS") == "1":
         return np.repeat(np.array([[0], [255]], np.uint8), 3, axis=1)
     return None
 
 
-def valid_rows(raster: Any, bands: list[int]) -> Callable[[int, int], np.ndarray] | None:
-    """A function that reads which pixels count by the nodata value, the alpha channel or the mask of a data set.
+def valid_values(raster: Any, bands: Sequence[int]) -> Callable[[int, int], np.ndarray] | None:
+    """A function that reads which values count by the nodata value, the alpha channel or the mask of a data set.
+
+    Floats have to be finite as well.
 
     Args:
         raster: a rasterio data set.
-        bands: the bands to look at, from 1; a pixel counts where any of them does.
+        bands: the bands to look at, from 1.
 
     Returns:
-        reads rows y0 to y1 as (y1 - y0, width) bool; None where every pixel counts.
+        reads rows y0 to y1 as (len(bands), y1 - y0, width) bool; None where every value counts.
     """
     from rasterio.enums import MaskFlags
     from rasterio.errors import NodataShadowWarning
 
+    bands = list(bands)
+    floating = any(np.dtype(raster.dtypes[band - 1]).kind == "f" for band in bands)
     flags = {flag for band in bands for flag in raster.mask_flag_enums[band - 1]}
-    if flags == {MaskFlags.all_valid} or (MaskFlags.alpha in flags and not _is_alpha(raster)):
+    masked = flags != {MaskFlags.all_valid} and not (MaskFlags.alpha in flags and not alpha_band(raster))
+    if not masked and not floating:
         return None
 
     def read(y0: int, y1: int) -> np.ndarray:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", NodataShadowWarning)  # near infrared that passes for alpha, see below
-            return raster.read_masks(bands, window=row_window(raster, y0, y1)).any(axis=0)
+        window = row_window(raster, y0, y1)
+        good = np.ones((len(bands), y1 - y0, raster.width), bool)
+        if masked:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", NodataShadowWarning)  # near infrared that passes for alpha, see below
+                good = raster.read_masks(bands, window=window) > 0
+        return good & np.isfinite(raster.read(bands, window=window)) if floating else good
 
     return read
+
+
+def valid_rows(raster: Any, bands: Sequence[int]) -> Callable[[int, int], np.ndarray] | None:
+    """A function that reads which pixels count: those with a value that does, see `valid_values`.
+
+    Args:
+        raster: a rasterio data set.
+        bands: the bands to look at, from 1.
+
+    Returns:
+        reads rows y0 to y1 as (y1 - y0, width) bool; None where every pixel counts.
+    """
+    values = valid_values(raster, bands)
+    return None if values is None else lambda y0, y1: values(y0, y1).max(axis=0)
 
 
 def has_alpha(raster: Any) -> bool:
@@ -131,13 +169,18 @@ def has_alpha(raster: Any) -> bool:
     return ColorInterp.alpha in raster.colorinterp
 
 
-def _is_alpha(raster: Any) -> bool:
+def alpha_band(raster: Any) -> int:
+    """Number, from 1, of the alpha channel of a rasterio data set; 0 where none is, or other values pass for one."""
     from rasterio.enums import ColorInterp
 
+    if not has_alpha(raster):
+        return 0
     band = raster.colorinterp.index(ColorInterp.alpha) + 1
+    if raster.dtypes[band - 1] != "uint8":
+        return band
     lines = sorted({int((i + 0.5) * raster.height / 16) for i in range(16)})
     values = np.stack([raster.read(band, window=row_window(raster, y, y + 1)) for y in lines])
-    return values.dtype != np.uint8 or looks_like_alpha(np.bincount(values.ravel(), minlength=256))
+    return band if looks_like_alpha(np.bincount(values.ravel(), minlength=256)) else 0
 
 
 def looks_like_alpha(histogram: np.ndarray) -> bool:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import logging
 
+from grass_jax.bands import Bands
 from grass_jax.data.builders import sample
 from grass_jax.data.builders.segmentation_folder import SegmentationFolder, segmentation_config
 from grass_jax.data.footprints import Footprint, merge_overlapping
@@ -17,7 +18,7 @@ from grass_jax.data.landscape import CLASS_NAMES, landscape
 from grass_jax.data.pairs import OpenedScene
 from grass_jax.data.prepare import prepare
 from grass_jax.data.scenes import LabelledScene, find_labelled, scene_opener
-from grass_jax.data.source import TileSource, open_tiles, tiles_of
+from grass_jax.data.source import TileSource, check_sample_numbers, open_tiles, tiles_of
 from grass_jax.data.splits import PARTS, Blocks, Split, assign_blocks, assign_parts, group_of
 
 NAMED = 5  # overlapping pairs named in the log before "and N more"
@@ -33,6 +34,7 @@ class LabelledSet(NamedTuple):
         train_groups: group of every training tile.
         validation: scenes to choose by; may be empty.
         test: scenes to score at the end; may be empty.
+        bands: of the images, as measured on all tiles.
     """
 
     classes: tuple[str, ...]
@@ -41,6 +43,7 @@ class LabelledSet(NamedTuple):
     train_groups: tuple[str, ...]
     validation: tuple[LabelledScene, ...]
     test: tuple[LabelledScene, ...]
+    bands: Bands
 
 
 def open_labelled(
@@ -56,6 +59,7 @@ def open_labelled(
     group: str | Sequence[str] = "",
     ignored: Sequence[Sequence] = (),
     gsd: float | None = None,
+    numbers: Sequence[int] = (),
     tile_size: int | None = None,
     stride: int | None = None,
     data_dir: str | os.PathLike | None = None,
@@ -74,6 +78,7 @@ def open_labelled(
         group: groups of the files, see `group_of`.
         ignored: rectangles that do not count, see `Annotation`.
         gsd: metres per pixel to resample to.
+        numbers: of the bands to read, from 1; all of most files' bands where empty.
         tile_size: side of a tile in pixels; 96 for `sample` and 256 for `segmentation_folder` where None.
         stride: distance between neighbouring tiles in pixels; `tile_size` where None.
         data_dir: where TFDS keeps its data sets; `TFDS_DATA_DIR` or `~/tensorflow_datasets` where None.
@@ -89,6 +94,7 @@ def open_labelled(
     if name == "sample":
         if path is not None:
             raise ValueError("The data set sample takes no path: leave it out or use segmentation_folder.")
+        check_sample_numbers(numbers)
         return _open_sample(split, tile_size or 96, stride, data_dir)
     if name != "segmentation_folder":
         raise ValueError(f"There is no labelled data set {name!r}: use sample or segmentation_folder.")
@@ -106,7 +112,7 @@ def open_labelled(
     if split.by == "block" and split.block < tile_size:
         raise ValueError(f"block {split.block} is smaller than a tile: set it to {tile_size} or a multiple of it.")
     _check_split([file.name for file in pairs.files], group, split)
-    config = segmentation_config(pairs, annotation, tile_size=tile_size, stride=stride)
+    config = segmentation_config(pairs, annotation, tile_size=tile_size, stride=stride, numbers=numbers)
     builder, fresh = prepare(SegmentationFolder, config, None if data_dir is None else os.fspath(data_dir))
     source = tiles_of(builder, "train", fresh=fresh)
     notes: dict[str, Any] = dict(builder.info.metadata or {})
@@ -129,7 +135,7 @@ def open_labelled(
                 view = functools.partial(blocks[i].rows, part, guard=split.guard)
             elif parts is None or parts[i] != part:
                 continue
-            opened = scene_opener(pairs.images, file, labels_of[file], annotation, view)
+            opened = scene_opener(pairs.images, file, labels_of[file], annotation, view, layout=config.layout)
             found.append(LabelledScene(file, groups[i], opened))
         return tuple(found)
 
@@ -140,6 +146,7 @@ def open_labelled(
         tuple(groups[file] for file in train.positions[:, 0].tolist()),
         scenes("validation"),
         scenes("test"),
+        source.bands,
     )
     _log_parts(labelled, len(set(groups)), [(source.files[i], source.files[j]) for i, j in overlapping])
     return labelled
@@ -223,6 +230,7 @@ def _open_sample(split: Split, tile_size: int, stride: int | None, data_dir) -> 
         tuple(source.files[file] for file in train.positions[:, 0].tolist()),
         scenes([file for file, part in zip(source.files, parts, strict=True) if part == "validation"]),
         scenes([f"scene_{seed}" for seed in sample.SCENES["val"]]),
+        source.bands,
     )
     _log_parts(labelled, len(source.files) + len(labelled.test), ())
     return labelled

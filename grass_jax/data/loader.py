@@ -110,8 +110,8 @@ def batches(
         negatives: the tiles of a batch are negatives of one another, so overlapping ones are kept apart.
 
     Returns:
-        an iterator of `image` (batch_size // process_count, t, t, 3) uint8, `index` (rows,) int32 and, where the data
-        set has masks, `mask` (rows, t, t) uint8.
+        an iterator of `image` (batch_size // process_count, t, t, c) as stored, `index` (rows,) int32 and, where the
+        data set has masks, `mask` (rows, t, t) uint8.
 
     Raises:
         ValueError: if the batch cannot be shared by the processes, or is larger than the data.

@@ -13,6 +13,7 @@ import numpy as np
 
 from grass_jax.data.folder import ImageFile, find_images
 from grass_jax.data.labels import IGNORE, Labels
+from grass_jax.data.layout import RGB_LAYOUT, Layout
 from grass_jax.data.masks import open_mask
 from grass_jax.data.rasters import JPEG_SUFFIXES, SUFFIXES, Georeference, Scene, UnusableImageError, open_scene
 from grass_jax.data.vectors import SUFFIXES as VECTOR_SUFFIXES
@@ -31,9 +32,10 @@ class OpenedScene(NamedTuple):
     Attributes:
         height: in pixels.
         width: in pixels.
-        rows: reads rows y0 to y1 - 1 of the image, (y1 - y0, width, 3) uint8.
+        rows: reads rows y0 to y1 - 1 of the image, (y1 - y0, width, c) in the dtype of the layout.
         mask: reads the same rows of the labels, (y1 - y0, width) uint8 ids; IGNORE does not count.
         georeference: where the scene lies; None where the file does not say.
+        valid: reads which pixels of these rows hold an image, (y1 - y0, width) bool; None where all do.
     """
 
     height: int
@@ -41,6 +43,7 @@ class OpenedScene(NamedTuple):
     rows: Callable[[int, int], np.ndarray]
     mask: Callable[[int, int], np.ndarray]
     georeference: Georeference | None = None
+    valid: Callable[[int, int], np.ndarray] | None = None
 
 
 @dataclass(frozen=True)
@@ -188,7 +191,13 @@ def check_patterns(annotation: Annotation, names: Sequence[str]) -> None:
 
 @contextlib.contextmanager
 def open_pair(
-    image: Path, labels: Path, name: str, annotation: Annotation, *, verify: bool = True
+    image: Path,
+    labels: Path,
+    name: str,
+    annotation: Annotation,
+    *,
+    layout: Layout = RGB_LAYOUT,
+    verify: bool = True,
 ) -> Iterator[OpenedScene]:
     """Open an image with its labels; nodata and ignored rectangles do not count.
 
@@ -197,6 +206,7 @@ def open_pair(
         labels: file of its mask, or of polygons, lines or points.
         name: the image's name, for ignored rectangles and messages.
         annotation: how the labels are read.
+        layout: the bands of the image to read.
         verify: whether to read all of both beforehand, so that what follows cannot fail.
 
     Yields:
@@ -204,10 +214,11 @@ def open_pair(
 
     Raises:
         LabelError: if the labels do not fit the image or the classes.
-        UnusableImageError: if the image or its mask is broken; other errors where the image is.
+        UnusableImageError: if the mask is broken or the image has another layout; other errors where the image is
+            broken.
     """
     with contextlib.ExitStack() as stack:
-        scene = stack.enter_context(open_scene(image, gsd=annotation.gsd, verify=verify))
+        scene = stack.enter_context(open_scene(image, layout=layout, gsd=annotation.gsd, verify=verify))
         with _named_errors(labels):
             drawn = stack.enter_context(_open_labels(labels, scene, name, annotation, verify))
         if (drawn.height, drawn.width) != (scene.height, scene.width):
@@ -227,7 +238,7 @@ def open_pair(
                 ids[max(low - y0, 0) : max(high - y0, 0), columns] = IGNORE
             return ids
 
-        yield OpenedScene(scene.height, scene.width, scene.rows, mask, scene.georeference)
+        yield OpenedScene(scene.height, scene.width, scene.rows, mask, scene.georeference, scene.valid)
 
 
 @contextlib.contextmanager

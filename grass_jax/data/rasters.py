@@ -1,14 +1,15 @@
-"""Read image files of any size as rows of 8-bit RGB, at their own resolution or another."""
+"""Read image files of any size as rows of some of their bands, at their own resolution or another."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageFile, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from grass_jax.data.geotiff import (
+    TIFF_SUFFIXES,
     Georeference,
     colour_table,
     georeference,
@@ -16,17 +17,13 @@ from grass_jax.data.geotiff import (
     open_raster,
     row_window,
     valid_rows,
+    valid_values,
 )
-from grass_jax.data.resampling import new_length, resample_rows, resample_valid
+from grass_jax.data.layout import RGB_LAYOUT, Layout, picture_layout, raster_layout, read_bands
+from grass_jax.data.pictures import JPEG_SUFFIXES, UnusableImageError, is_deep, no_pillow_limit, open_picture
+from grass_jax.data.resampling import Rows, new_length, resample_rows, resample_valid
 
-MAX_PIXELS = 1_000_000_000  # PNG and JPEG are decoded whole: 4 GB of memory at this size; a GeoTIFF has no limit
-TIFF_SUFFIXES = frozenset({".tif", ".tiff"})
-JPEG_SUFFIXES = frozenset({".jpg", ".jpeg"})
 SUFFIXES = TIFF_SUFFIXES | JPEG_SUFFIXES | {".png"}
-
-
-class UnusableImageError(Exception):
-    """An image file that cannot be used; the message is the reason."""
 
 
 def reason(error: Exception) -> str:
@@ -44,7 +41,8 @@ class Scene(NamedTuple):
     Attributes:
         height: height in pixels.
         width: width in pixels.
-        rows: reads rows y0 to y1 as (y1 - y0, width, 3) uint8.
+        rows: reads rows y0 to y1 as (y1 - y0, width, c) in the dtype of the layout; 0 where `valid` is not, and where a
+            float is no finite number or is nodata in its band.
         georeference: where the pixels lie; None for PNG, JPEG and plain TIFF.
         valid: reads which pixels of rows y0 to y1 hold an image by the file's nodata value, alpha channel or mask,
             (y1 - y0, width) bool; None where all of them do.
@@ -53,40 +51,55 @@ class Scene(NamedTuple):
 
     height: int
     width: int
-    rows: Callable[[int, int], np.ndarray]
+    rows: Rows
     georeference: Georeference | None = None
-    valid: Callable[[int, int], np.ndarray] | None = None
+    valid: Rows | None = None
     factors: tuple[float, float] = (1.0, 1.0)
 
 
 @contextlib.contextmanager
-def open_scene(path: Path, *, min_size: int = 1, gsd: float | None = None, verify: bool = True) -> Iterator[Scene]:
+def open_scene(
+    path: Path, *, layout: Layout = RGB_LAYOUT, min_size: int = 1, gsd: float | None = None, verify: bool = True
+) -> Iterator[Scene]:
     """Open an image file, by default after making sure that all of its pixels can be read.
 
     Args:
         path: a file with one of `SUFFIXES`.
+        layout: the bands to read and their dtype, c of them. Where these are the first three in 8 bits, grey is
+            repeated; int8, int16, float16 and float64 are read as float32.
         min_size: smallest usable side in pixels, after resampling.
         gsd: resample to this ground sampling distance in metres (those of the file's CRS); None leaves it as stored.
         verify: read all pixels once, so that a broken file is found now and not half-way; pictures always are.
 
     Yields:
-        the scene; colours as stored (alpha is dropped, grey is repeated, palettes are looked up), upright by EXIF.
+        the scene; values as stored (alpha is no band, palettes are looked up), upright by EXIF.
 
     Raises:
-        UnusableImageError: if the file is no 8-bit image of at least `min_size`, or `gsd` is asked of one whose
-            pixels have no size in metres; other errors where it is broken.
+        UnusableImageError: if the file lacks a band, holds another dtype or has a side below `min_size`, or `gsd` is
+            asked of one whose pixels have no size in metres; other errors where it is broken.
         ValueError: if `gsd` is not positive.
     """
     if gsd is not None and not gsd > 0:
         raise ValueError(f"gsd must be above 0 metres, not {gsd}.")
     if path.stat().st_size == 0:
         raise UnusableImageError("the file is empty")
-    opened = _open_tiff(path, verify) if path.suffix.lower() in TIFF_SUFFIXES else _open_picture(path)
+    opened = _open_tiff(path, layout, verify) if path.suffix.lower() in TIFF_SUFFIXES else _open_picture(path, layout)
     with opened as stored:
         scene = stored if gsd is None else _resampled(stored, gsd)
         if min(scene.height, scene.width) < min_size:
             raise UnusableImageError(f"{scene.width}x{scene.height} pixels are too small for tiles of {min_size}")
-        yield scene
+        yield scene if scene.valid is None else scene._replace(rows=_filled(scene.rows, scene.valid))
+
+
+def _filled(rows: Rows, valid: Rows) -> Rows:
+    """Reads 0 where nothing is valid, and instead of what is no finite number."""
+
+    def read(y0: int, y1: int) -> np.ndarray:
+        pixels = rows(y0, y1)
+        good = valid(y0, y1)[..., None]
+        return np.where(good & np.isfinite(pixels) if pixels.dtype.kind == "f" else good, pixels, 0)
+
+    return read
 
 
 def resampling_factors(grid: Georeference | None, size: tuple[int, int], gsd: float) -> tuple[float, float]:
@@ -131,16 +144,17 @@ def _resampled(scene: Scene, gsd: float) -> Scene:
 
 
 @contextlib.contextmanager
-def _open_picture(path: Path) -> Iterator[Scene]:
+def _open_picture(path: Path, layout: Layout) -> Iterator[Scene]:
     with open_picture(path) as picture:
-        # Pillow reads 16-bit RGB as its high bytes, dark for 11-bit and 12-bit sensors: refused like 16-bit grey.
-        stored = " ".join(str(tile[3]) for tile in picture.tile)
-        if picture.mode.startswith(("I", "F")) or "16" in stored:
-            raise UnusableImageError("it holds 16 bits a channel: convert it to 8 bits")
+        if is_deep(picture):
+            orientation = picture.getexif().get(ExifTags.Base.Orientation, 1)
+            yield _deep_picture(path, layout, orientation)
+            return
+        channels = [band - 1 for band in read_bands(picture_layout(picture), layout)]
         colours, opacity = colour_picture(picture)
 
         def rows(y0: int, y1: int) -> np.ndarray:
-            return picture_rows(colours, y0, y1)
+            return picture_rows(colours, y0, y1)[..., channels]
 
         def valid(y0: int, y1: int) -> np.ndarray:
             assert opacity is not None
@@ -149,32 +163,26 @@ def _open_picture(path: Path) -> Iterator[Scene]:
         yield Scene(colours.height, colours.width, rows, valid=valid if opacity else None)
 
 
-@contextlib.contextmanager
-def open_picture(path: Path, formats: tuple[str, ...] = ("PNG", "JPEG")) -> Iterator[ImageFile.ImageFile]:
-    """Open a PNG or JPEG up to `MAX_PIXELS` without decoding it.
+def _deep_picture(path: Path, layout: Layout, orientation: int) -> Scene:
+    """A PNG of 16 bits a channel, decoded whole by GDAL: Pillow keeps the high bytes of colours alone."""
+    with open_raster(path, "PNG") as raster:
+        bands = read_bands(raster_layout(raster), layout)
+        pixels = _turned(np.moveaxis(raster.read(bands), 0, -1), orientation)
+        read_valid = valid_rows(raster, bands)
+        valid = None if read_valid is None else _turned(read_valid(0, raster.height), orientation)
+    height, width = pixels.shape[:2]
+    return Scene(
+        height, width, lambda y0, y1: pixels[y0:y1], valid=None if valid is None else lambda y0, y1: valid[y0:y1]
+    )
 
-    Args:
-        path: the file.
-        formats: Pillow's names of the formats to accept; JPEG includes MPO, a JPEG of several pictures.
 
-    Yields:
-        the picture as Pillow opens it; `upright` decodes it.
-
-    Raises:
-        UnusableImageError: if it is none of the formats or above `MAX_PIXELS`.
-    """
-    with contextlib.ExitStack() as stack:
-        try:
-            with _no_pillow_limit():
-                picture = stack.enter_context(Image.open(path, formats=formats))
-        except Image.UnidentifiedImageError:
-            raise UnusableImageError(f"it is no readable {' or '.join(formats)} file") from None
-        if picture.width * picture.height > MAX_PIXELS:
-            raise UnusableImageError(
-                f"{picture.width}x{picture.height} pixels are above the limit of {MAX_PIXELS} for PNG and JPEG: "
-                "convert it to a GeoTIFF"
-            )
-        yield picture
+def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Pixels (h, w, ...) as the value 1 to 8 of the EXIF tag says that they stand upright."""
+    if orientation in (5, 6, 7, 8):
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return pixels[::-1] if orientation in (3, 4, 7, 8) else pixels
 
 
 def upright(picture: Image.Image) -> Image.Image:
@@ -197,37 +205,28 @@ def colour_picture(picture: Image.Image) -> tuple[Image.Image, Image.Image | Non
 
 def picture_rows(picture: Image.Image, y0: int, y1: int) -> np.ndarray:
     """Rows y0 to y1 of a picture of any size, (y1 - y0, width) or (y1 - y0, width, c)."""
-    with _no_pillow_limit():
+    with no_pillow_limit():
         return np.asarray(picture.crop((0, y0, picture.width, y1)))
 
 
 @contextlib.contextmanager
-def _no_pillow_limit() -> Iterator[None]:
-    """Lift Pillow's own limit, which is below a legitimate scene of 20000x20000."""
-    limit = Image.MAX_IMAGE_PIXELS
-    Image.MAX_IMAGE_PIXELS = None
-    try:
-        yield
-    finally:
-        Image.MAX_IMAGE_PIXELS = limit
-
-
-@contextlib.contextmanager
-def _open_tiff(path: Path, verify: bool) -> Iterator[Scene]:
+def _open_tiff(path: Path, layout: Layout, verify: bool) -> Iterator[Scene]:
     with open_raster(path) as raster:
-        bands = [1, 2, 3] if raster.count >= 3 else [1]
-        kinds = {raster.dtypes[band - 1] for band in bands}
-        if kinds != {"uint8"}:
-            raise UnusableImageError(f"it holds {' and '.join(sorted(kinds))}: convert it to 8 bits")
+        bands = read_bands(raster_layout(raster), layout)
         palette = colour_table(raster)
+        looked_at = bands if palette is None else [1]
+        values = valid_values(raster, looked_at) if layout.dtype == "float32" else None
 
         def rows(y0: int, y1: int) -> np.ndarray:
-            colours = np.moveaxis(raster.read(bands, window=row_window(raster, y0, y1)), 0, -1)
+            window = row_window(raster, y0, y1)
             if palette is not None:
-                return palette[colours[..., 0]]
-            return colours if len(bands) == 3 else np.repeat(colours, 3, axis=2)
+                return palette[raster.read(1, window=window)][..., [band - 1 for band in bands]]
+            pixels = raster.read(bands, window=window, out_dtype=layout.dtype)
+            if values is not None:
+                pixels[~values(y0, y1)] = np.nan  # stays out of means, and becomes 0 in the end
+            return np.moveaxis(pixels, 0, -1)
 
-        scene = Scene(raster.height, raster.width, rows, georeference(raster), valid_rows(raster, bands))
+        scene = Scene(raster.height, raster.width, rows, georeference(raster), valid_rows(raster, looked_at))
         if verify:
             # A truncated raster opens well and fails in the middle; once tiles are written they cannot be taken back.
             step = max(256, raster.block_shapes[0][0])

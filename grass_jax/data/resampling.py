@@ -53,24 +53,30 @@ def resample_rows(
     """Rows of a resampled image: means over the area of larger pixels, bilinear for smaller ones.
 
     Args:
-        rows: rows y0 to y1 of the stored image, (y1 - y0, width, c) uint8.
-        valid: its valid pixels, (y1 - y0, width) bool; None where all are. Others have no part in the colours.
+        rows: rows y0 to y1 of the stored image, (y1 - y0, width, c), of integers or floats.
+        valid: its valid pixels, (y1 - y0, width) bool; None where all are. Others, and floats that are not finite, have
+            no part in the means.
         y0: first new row.
         y1: end of the new rows.
         size: height and width of the stored image in pixels.
         factors: height and width of a new pixel in stored ones.
 
     Returns:
-        (y1 - y0, new width, c) uint8, black where nothing is valid.
+        (y1 - y0, new width, c) of the same dtype, integers rounded; 0 where nothing is valid.
     """
     pieces = []
     for top, bottom, mean in _means(y0, y1, size, factors):
+        stored = rows(top, bottom)
         if valid is None:
-            colours = mean(rows(top, bottom))
+            means = mean(stored)
         else:
-            good = valid(top, bottom)
-            colours = mean(rows(top, bottom) * good[..., None]) / np.maximum(mean(good), 1e-6)[..., None]
-        pieces.append(np.clip(np.rint(colours), 0, 255).astype(np.uint8))
+            good = valid(top, bottom)[..., None]
+            if stored.dtype.kind == "f":
+                good = good & np.isfinite(stored)
+            means = mean(np.where(good, stored, 0)) / np.maximum(mean(good), 1e-6)
+        if stored.dtype.kind == "u":
+            means = np.clip(np.rint(means), 0, np.iinfo(stored.dtype).max)
+        pieces.append(means.astype(stored.dtype))
     return np.concatenate(pieces)
 
 

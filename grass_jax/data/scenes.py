@@ -13,6 +13,7 @@ import numpy as np
 from grass_jax.data.builders.tiling import log_skipped
 from grass_jax.data.footprints import footprint_of, merge_overlapping
 from grass_jax.data.labels import IGNORE, Labels
+from grass_jax.data.layout import RGB_LAYOUT, Layout
 from grass_jax.data.pairs import Annotation, LabelError, OpenedScene, Pairs, check_patterns, find_pairs, open_pair
 from grass_jax.data.rasters import reason
 from grass_jax.data.splits import group_of
@@ -73,12 +74,15 @@ def find_labelled(
     return pairs, annotation
 
 
-def open_scenes(path: str | os.PathLike, *, group: str | Sequence[str] = "", **where: Any) -> tuple[LabelledScene, ...]:
+def open_scenes(
+    path: str | os.PathLike, *, group: str | Sequence[str] = "", layout: Layout = RGB_LAYOUT, **where: Any
+) -> tuple[LabelledScene, ...]:
     """All scenes of a labelled folder, to score a model on; nothing is prepared.
 
     Args:
         path: the folder.
         group: groups of the files, see `group_of`; those that show the same ground are joined.
+        layout: the bands of the images to read; those that lack one are left out.
         where: keyword arguments of `find_labelled`.
 
     Returns:
@@ -92,7 +96,7 @@ def open_scenes(path: str | os.PathLike, *, group: str | Sequence[str] = "", **w
     usable, footprints, skipped = [], [], list(pairs.skipped)
     for file, labels in zip(pairs.files, pairs.labels, strict=True):
         try:
-            with open_pair(pairs.images / file.name, labels, file.name, annotation) as scene:
+            with open_pair(pairs.images / file.name, labels, file.name, annotation, layout=layout) as scene:
                 footprints.append(footprint_of(scene.georeference, scene.height, scene.width))
                 usable.append((file.name, labels))
         except (MemoryError, LabelError):
@@ -101,18 +105,22 @@ def open_scenes(path: str | os.PathLike, *, group: str | Sequence[str] = "", **w
             skipped.append((file.name, reason(error)))
     log_skipped(skipped, pairs.images)
     if not usable:
-        raise ValueError(
-            f"No image in {pairs.images} can be used, the first because {skipped[0][1]}: add 8-bit images."
-        )
+        raise ValueError(f"No image in {pairs.images} can be used, the first because {skipped[0][1]}: add others.")
     groups, _ = merge_overlapping(group_of([name for name, _ in usable], group), footprints)
     return tuple(
-        LabelledScene(name, its, scene_opener(pairs.images, name, labels, annotation))
+        LabelledScene(name, its, scene_opener(pairs.images, name, labels, annotation, layout=layout))
         for (name, labels), its in zip(usable, groups, strict=True)
     )
 
 
 def scene_opener(
-    images: Path, name: str, labels: Path, annotation: Annotation, view: Callable[[int, int], np.ndarray] | None = None
+    images: Path,
+    name: str,
+    labels: Path,
+    annotation: Annotation,
+    view: Callable[[int, int], np.ndarray] | None = None,
+    *,
+    layout: Layout = RGB_LAYOUT,
 ) -> Callable[[], AbstractContextManager[OpenedScene]]:
     """A function that opens a scene.
 
@@ -122,18 +130,24 @@ def scene_opener(
         labels: file of its labels.
         annotation: how the labels are read.
         view: which pixels of rows y0 to y1 - 1 count, (y1 - y0, width) bool; None for all.
+        layout: the bands of the image to read.
 
     Returns:
         the function; it can be pickled.
     """
-    return functools.partial(_open_scene, images / name, labels, name, annotation, view)
+    return functools.partial(_open_scene, images / name, labels, name, annotation, view, layout)
 
 
 @contextlib.contextmanager
 def _open_scene(
-    image: Path, labels: Path, name: str, annotation: Annotation, view: Callable[..., np.ndarray] | None
+    image: Path,
+    labels: Path,
+    name: str,
+    annotation: Annotation,
+    view: Callable[..., np.ndarray] | None,
+    layout: Layout,
 ) -> Iterator[OpenedScene]:
-    with open_pair(image, labels, name, annotation, verify=False) as scene:
+    with open_pair(image, labels, name, annotation, layout=layout, verify=False) as scene:
         if view is None:
             yield scene
             return

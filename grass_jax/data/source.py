@@ -13,9 +13,10 @@ import tensorflow_datasets as tfds
 from absl import logging
 from PIL import Image
 
+from grass_jax.bands import RGB, Bands
 from grass_jax.data.builders.image_folder import ImageFolder, folder_config
 from grass_jax.data.builders.sample import Sample, sample_config
-from grass_jax.data.builders.tiling import kept_tiles, log_barren, log_skipped
+from grass_jax.data.builders.tiling import kept_tiles, log_barren, log_nodata, log_skipped
 from grass_jax.data.prepare import prepare
 from grass_jax.data.tiles import tile_positions
 
@@ -32,6 +33,7 @@ class TileSource:
         tile_size: side of a tile in pixels.
         class_names: names of the mask's ids; empty where there are no masks.
         rows: (n,) numbers of the tiles' records; None where tile i is record i.
+        bands: of the images, as measured when they were prepared.
     """
 
     name: str
@@ -41,6 +43,7 @@ class TileSource:
     tile_size: int
     class_names: tuple[str, ...] = ()
     rows: np.ndarray | None = None
+    bands: Bands = RGB
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -63,7 +66,7 @@ class TileSource:
             index: number of the tile, from 0.
 
         Returns:
-            `image` (t, t, 3) uint8 and, where the data set has masks, `mask` (t, t) uint8.
+            `image` (t, t, c) of the dtype of `bands` and, where the data set has masks, `mask` (t, t) uint8.
 
         Raises:
             IndexError: if there is no such tile.
@@ -73,7 +76,7 @@ class TileSource:
             raise IndexError(f"There is no tile {index}: the data set has {len(self)}.")
         try:
             record = self.records[int(index if self.rows is None else self.rows[index])]
-            return {name: _decode(record[name]) for name in ("image", "mask") if name in record}
+            return {name: _decoded(record[name]) for name in ("image", "mask") if name in record}
         except Exception as error:
             file, y, x = self.positions[index]
             raise RuntimeError(
@@ -82,7 +85,9 @@ class TileSource:
             ) from error
 
 
-def _decode(encoded: bytes) -> np.ndarray:
+def _decoded(encoded: bytes | np.ndarray) -> np.ndarray:
+    if isinstance(encoded, np.ndarray):
+        return encoded
     with Image.open(io.BytesIO(encoded), formats=("PNG",)) as image:
         return np.asarray(image)
 
@@ -110,6 +115,7 @@ def open_tiles(
     tile_size: int | None = None,
     stride: int | None = None,
     exclude: str = "",
+    numbers: Sequence[int] = (),
     split: str = "train",
     data_dir: str | os.PathLike | None = None,
 ) -> TileSource:
@@ -121,6 +127,7 @@ def open_tiles(
         tile_size: side of a tile in pixels; 96 for `sample` and 256 for `image_folder` where None.
         stride: distance between neighbouring tiles in pixels; `tile_size` where None.
         exclude: pattern of the names of files of `image_folder` to leave out, such as those kept for testing.
+        numbers: of the bands to read, from 1; all of most files' bands where empty.
         split: `train`, or `val` for `sample`.
         data_dir: where TFDS keeps its data sets; `TFDS_DATA_DIR` or `~/tensorflow_datasets` where None.
 
@@ -128,7 +135,8 @@ def open_tiles(
         the tiles.
 
     Raises:
-        ValueError: for an unknown name or split, a folder without a usable image, or sizes that make no sense.
+        ValueError: for an unknown name or split, a folder without a usable image, bands that no file has, or sizes that
+            make no sense.
         FileNotFoundError: if the folder does not exist.
         NotADirectoryError: if `path` is a file.
     """
@@ -136,16 +144,23 @@ def open_tiles(
     if name == "sample":
         if path is not None:
             raise ValueError("The data set sample takes no path: leave it out or use image_folder.")
+        check_sample_numbers(numbers)
         builder, fresh = prepare(Sample, sample_config(tile_size=tile_size or 96, stride=stride), directory)
     elif name == "image_folder":
         if path is None:
             raise ValueError("The data set image_folder needs a path: set it to the folder of your images.")
         tile_size = 256 if tile_size is None else tile_size
-        config = folder_config(path, tile_size=tile_size, stride=stride, exclude=exclude)
+        config = folder_config(path, tile_size=tile_size, stride=stride, exclude=exclude, numbers=numbers)
         builder, fresh = prepare(ImageFolder, config, directory)
     else:
         raise ValueError(f"There is no data set {name!r}: use sample or image_folder.")
     return tiles_of(builder, split, fresh=fresh)
+
+
+def check_sample_numbers(numbers: Sequence[int]) -> None:
+    """Raises ValueError where bands are chosen of which the sample has none."""
+    if tuple(numbers) not in ((), RGB.numbers):
+        raise ValueError(f"The sample has the bands {RGB.numbers}: leave config.bands.numbers empty.")
 
 
 def tiles_of(builder: tfds.core.DatasetBuilder, split: str, *, fresh: bool) -> TileSource:
@@ -175,17 +190,20 @@ def tiles_of(builder: tfds.core.DatasetBuilder, split: str, *, fresh: bool) -> T
         if not fresh:  # a fresh one has just said so
             log_skipped(notes["skipped"], notes["folder"])
             log_barren(notes.get("barren", ()), notes["folder"])
+            log_nodata(notes.get("nodata", 0), notes["folder"])
         _log_outdated(builder, notes)
     logging.info("Using %d tiles of %d file(s) from %s", len(positions), len(files), builder.data_path)
     names = tuple(str(file[0]) for file in files)
     classes = tuple(notes.get("class_names", ()))
-    return TileSource(os.fspath(builder.data_path), records, names, positions, notes["tile_size"], classes)
+    bands, place = Bands(**notes["bands"]), os.fspath(builder.data_path)
+    return TileSource(place, records, names, positions, notes["tile_size"], classes, bands=bands)
 
 
 def _undecoded(builder: tfds.core.DatasetBuilder) -> dict:
-    """Leave images as bytes: TFDS would decode with OpenCV where that happens to be installed."""
+    """Leave pictures as bytes: TFDS would decode with OpenCV where that happens to be installed."""
     features: Any = builder.info.features
-    return {name: tfds.decode.SkipDecoding() for name in ("image", "mask") if name in features}
+    pictures = [name for name, feature in features.items() if isinstance(feature, tfds.features.Image)]
+    return {name: tfds.decode.SkipDecoding() for name in pictures}
 
 
 def _log_outdated(builder: tfds.core.DatasetBuilder, notes: dict[str, Any]) -> None:
@@ -194,7 +212,10 @@ def _log_outdated(builder: tfds.core.DatasetBuilder, notes: dict[str, Any]) -> N
     stem = home.name.rpartition("-")[0]
     outdated = []
     for metadata in home.parent.glob(f"{stem}-*/*/metadata.json"):
-        if metadata.parent.parent != home and json.loads(metadata.read_text()).get("folder") == notes["folder"]:
-            outdated.append(os.fspath(metadata.parent.parent))
+        other = metadata.parent.parent
+        if other == home or other.name.rpartition("-")[0] != stem:  # the same state, or other settings
+            continue
+        if json.loads(metadata.read_text()).get("folder") == notes["folder"]:
+            outdated.append(os.fspath(other))
     if outdated:
         logging.info("%s has changed since; earlier tiles may be deleted: %s", notes["folder"], ", ".join(outdated))

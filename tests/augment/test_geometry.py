@@ -107,5 +107,5 @@ def test_geometry_tells_where_a_view_comes_from(tiles):
         expected = pillow_crop(tiles[tile].astype(np.float32) / 255, where.boxes[tile, view], 16)
         if where.flips[tile, view]:
             expected = expected[:, ::-1]
-        expected = (expected - settings.mean) / settings.std
+        expected = (expected - settings.bands.mean) / settings.bands.std
         np.testing.assert_allclose(views[tile, view], expected, atol=2e-5)

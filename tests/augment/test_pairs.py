@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.ndimage
 import scipy.stats
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from PIL import Image
@@ -18,8 +19,9 @@ from grass_jax import augment
 from grass_jax.augment import PairAugmentation, augment_pairs
 from grass_jax.augment.geometry import _pick_by_gather, _pick_by_product
 from grass_jax.augment.pairs import RULES
+from grass_jax.bands import RGB, Bands
 
-RAW = {"jitter": 0.0, "mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+RAW = {"jitter": 0.0, "bands": dataclasses.replace(RGB, mean=(0.0,) * 3, std=(1.0,) * 3)}
 ROWS, COLUMNS = (a.astype(np.uint8) for a in np.mgrid[:50, :60])
 
 
@@ -116,6 +118,11 @@ def test_a_tpus_program_gathers_nothing(tiles):
     )
     assert "stablehlo.gather" not in traced.lower(lowering_platforms=("tpu",)).as_text()
     assert "stablehlo.gather" in traced.lower(lowering_platforms=("cpu",)).as_text()
+    bands = Bands((1, 2, 3, 4), "uint8", (0.0,) * 4, (200.0,) * 4, (0.0,) * 4, (1.0,) * 4, rgb=(4, 1, 3))
+    traced = jax.jit(partial(augment_pairs, augmentation=PairAugmentation(16, bands=bands))).trace(
+        jax.random.key(0), tiles[..., [0, 1, 2, 0]], tiles[..., 0]
+    )
+    assert "stablehlo.gather" not in traced.lower(lowering_platforms=("tpu",)).as_text()
 
 
 def test_orientations_are_numpys():
@@ -189,9 +196,33 @@ def test_colour_changes_the_image_alone():
     np.testing.assert_array_equal(ids, same)
     changed = np.abs(np.asarray(views - others)).max((1, 2, 3)) > 1e-3
     assert abs(changed.mean() - 0.25) < 0.09  # four standard deviations of 400 draws
-    raw = np.asarray(views) * plain.std + plain.mean
+    raw = np.asarray(views) * RGB.std + RGB.mean
     assert raw.min() > -1e-5
     assert raw.max() < 1 + 1e-5
+
+
+def test_five_deep_bands_follow_their_masks():
+    """The last band is a line of the mask, and stays one away from outlines; NaN is 0, and 0 to 100 is 0 to 1."""
+    masks = np.stack(
+        [np.kron(np.random.default_rng(i).permutation(16).reshape(4, 4), np.ones((8, 8))) for i in range(8)]
+    )
+    images = np.random.default_rng(0).uniform(-20, 120, (8, 32, 32, 5)).astype(np.float32)
+    images[..., 3], images[..., 4] = np.nan, 40 + masks
+    bands = Bands((1, 2, 3, 4, 5), "float32", (0.0,) * 5, (100.0,) * 5, (0.25,) * 5, (0.5,) * 5, rgb=(3, 2, 1))
+    settings = PairAugmentation(24, scale=(0.75, 1.5), bands=bands)
+    make = jax.jit(partial(augment_pairs, augmentation=settings))
+    views, ids = map(np.asarray, make(jax.random.key(2), images, masks.astype(np.uint8)))
+    assert (views.shape, views.dtype, ids.shape, ids.dtype) == ((8, 24, 24, 5), jnp.float32, (8, 24, 24), jnp.uint8)
+    raw = views * 0.5 + 0.25
+    assert raw.min() > -1e-5
+    assert raw.max() < 1 + 1e-5
+    np.testing.assert_allclose(raw[..., 3], 0, atol=1e-6)
+    inside = scipy.ndimage.maximum_filter(ids, (0, 3, 3)) == scipy.ndimage.minimum_filter(ids, (0, 3, 3))
+    slopes = [scipy.stats.linregress(ids[i][inside[i]], raw[i, ..., 4][inside[i]]) for i in range(8)]
+    # brightness and contrast are lines; about half of the tiles have none
+    assert min(slope.rvalue for slope in slopes) > 1 - 1e-5
+    unchanged = [abs(slope.slope - 0.01) < 1e-5 for slope in slopes]
+    assert 0 < sum(unchanged) < 8
 
 
 def test_a_pair_does_not_depend_on_the_others_but_on_key_and_place(tiles):
@@ -234,7 +265,7 @@ def test_eight_devices_make_the_pairs_without_talking(tiles):
 
 
 def test_settings_are_checked():
-    assert RULES.keys() == {field.name for field in dataclasses.fields(PairAugmentation)}
+    assert RULES.keys() | {"bands"} == {field.name for field in dataclasses.fields(PairAugmentation)}
     assert PairAugmentation(16, scale=[0.5, 1.0]) == PairAugmentation(16, scale=(0.5, 1.0))  # from a configuration file
     hash(PairAugmentation(16, scale=[0.5, 1.0]))
     wrong = {
@@ -244,7 +275,6 @@ def test_settings_are_checked():
         "rotate": 1,
         "jitter": 1.5,
         "hue": 0.6,
-        "std": (1.0, 1.0, 0.0),
     }
     for name, value in wrong.items():
         with pytest.raises(ValueError, match=f"PairAugmentation {name} must be .*, not "):
@@ -257,5 +287,7 @@ def test_other_masks_and_images_are_refused(tiles):
         augment_pairs(jax.random.key(0), tiles, tiles[:, :20, :, 0], settings)
     with pytest.raises(ValueError, match="masks must be uint8"):
         augment_pairs(jax.random.key(0), tiles, tiles[..., 0].astype(np.int32), settings)
-    with pytest.raises(ValueError, match="three bands"):
+    with pytest.raises(ValueError, match="images must end with 3 bands"):
         augment_pairs(jax.random.key(0), tiles[..., :2], tiles[..., 0], settings)
+    with pytest.raises(ValueError, match=r"images must be tiles, \(b, h, w, 3\), not \(24, 20, 3\)"):
+        augment_pairs(jax.random.key(0), tiles[0], tiles[0, ..., 0], settings)

@@ -2,6 +2,7 @@
 
 import itertools
 import re
+from dataclasses import fields, replace
 from functools import partial
 
 import jax
@@ -14,10 +15,13 @@ from hypothesis import strategies as st
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from PIL import Image
 
-from grass_jax import augment
-from grass_jax.augment import Augmentation, Geometry, two_views, view_masks
+from grass_jax.augment import Augmentation, Geometry, one_view, two_views, view_masks
+from grass_jax.augment.views import RULES
+from grass_jax.bands import RGB, Bands
 
-WHOLE = {"area": (1.0, 1.0), "aspect": (1.0, 1.0), "mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+UNCHANGED = replace(RGB, mean=(0.0,) * 3, std=(1.0,) * 3)
+WHOLE = {"area": (1.0, 1.0), "aspect": (1.0, 1.0), "bands": UNCHANGED}
+PLAIN = {"jitter": 0.0, "greyscale": 0.0, "blur": 0.0}
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +78,7 @@ def test_views_are_finite_in_range_and_a_function_of_the_key(make, settings_16, 
     views, where = make(jax.random.key(seed), images)
     assert views.shape == (8, 2, 16, 16, 3)
     assert views.dtype == jnp.float32
-    colours = np.asarray(views) * np.asarray(settings_16.std) + np.asarray(settings_16.mean)
+    colours = np.asarray(views) * RGB.std + RGB.mean
     assert colours.min() > -1e-5  # false where a value is not finite
     assert colours.max() < 1 + 1e-5
     again, where_again = make(jax.random.key(seed), images)
@@ -135,17 +139,85 @@ def test_eight_devices_make_the_views_without_talking(make, tiles, settings_16):
     np.testing.assert_allclose(compiled(key, images), make(jax.random.key(4), tiles)[0], atol=1e-5)
 
 
-def test_normalise_and_back(settings_16):
-    views = np.random.default_rng(0).random((2, 2, 4, 4, 3), dtype=np.float32)
-    normal = augment.normalise(views, settings_16)
-    np.testing.assert_allclose(normal, (views - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225], rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(augment.denormalise(normal, settings_16), views, atol=1e-6)
+def bands_of(count, dtype, rgb=()):
+    if dtype == "uint8":
+        low, high = (0.0,) * count, (255.0,) * count
+    else:
+        low, high = tuple(100.0 + 7 * i for i in range(count)), tuple(900.0 + 50 * i for i in range(count))
+    mean, std = (tuple(a + 0.01 * i for i in range(count)) for a in (0.3, 0.2))
+    return Bands(tuple(range(1, count + 1)), dtype, low, high, mean, std, rgb)
+
+
+@pytest.mark.parametrize(
+    "bands",
+    [
+        bands_of(1, "uint8"),
+        bands_of(2, "uint16"),
+        bands_of(4, "uint8", (1, 2, 3)),
+        bands_of(5, "uint16", (4, 3, 2)),
+        bands_of(16, "float32", (4, 3, 2)),
+    ],
+    ids=lambda bands: f"{len(bands)}-{bands.dtype}",
+)
+def test_any_bands(bands):
+    """Without colour and blur each band is Pillow's crop of its scaled values; with them all stays in range."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256 if bands.dtype == "uint8" else 1200, (3, 12, 10, len(bands))).astype(bands.dtype)
+    low, high = (np.array(values) for values in (bands.low, bands.high))
+    scaled = np.clip((images - low) / (high - low), 0, 1).astype(np.float32)
+    if bands.dtype == "float32":
+        images[rng.random(images.shape) < 0.1] = np.nan
+        scaled[np.isnan(images)] = 0
+    plain = jax.jit(partial(two_views, augmentation=Augmentation(9, **PLAIN, bands=bands), geometry=True))
+    views, where = plain(jax.random.key(0), images)
+    assert (views.shape, views.dtype) == ((3, 2, 9, 9, len(bands)), jnp.float32)
+    raw = np.asarray(views) * bands.std + bands.mean
+    for tile, view in np.ndindex(3, 2):
+        y0, x0, y1, x1 = where.boxes[tile, view].tolist()
+        for band in range(len(bands)):
+            crop = Image.fromarray(np.ascontiguousarray(scaled[tile, ..., band])).crop((x0, y0, x1, y1))
+            expected = np.asarray(crop.resize((9, 9), Image.Resampling.BILINEAR))
+            expected = expected[:, ::-1] if where.flips[tile, view] else expected
+            np.testing.assert_allclose(raw[tile, view, ..., band], expected, atol=1e-5)
+    settings = Augmentation(9, jitter=1.0, greyscale=1.0, blur=1.0, bands=bands)
+    changed = np.asarray(jax.jit(partial(two_views, augmentation=settings))(jax.random.key(0), images))
+    changed = changed * bands.std + bands.mean
+    assert changed.min() > -1e-5  # false where a value is not finite
+    assert changed.max() < 1 + 1e-5
+    assert (np.abs(changed - raw).max((0, 1, 2, 3)) > 1e-3).all()  # every band is changed
+    grey = [band for band in range(len(bands)) if band in bands.colours]
+    for one, other in itertools.combinations(range(len(bands)), 2):
+        alike = np.abs(changed[..., one] - changed[..., other]).max() < 1e-5
+        assert alike == (one in grey and other in grey)
+
+
+def test_colours_in_another_order_are_those_of_the_image_in_that_order(tiles):
+    deep = np.concatenate([tiles[..., ::-1], tiles[..., :1]], axis=-1).astype(np.uint16) * 200
+    bgrn = Bands((1, 2, 3, 4), "uint16", (0.0,) * 4, (51000.0,) * 4, (0.0,) * 4, (1.0,) * 4, rgb=(3, 2, 1))
+    ours = jax.jit(partial(two_views, augmentation=Augmentation(16, bands=bgrn)))(jax.random.key(5), deep)
+    expected = jax.jit(partial(two_views, augmentation=Augmentation(16, bands=UNCHANGED)))(jax.random.key(5), tiles)
+    np.testing.assert_allclose(ours[..., 2::-1], expected, atol=1e-5)
+    assert np.abs(ours[..., 3] - expected[..., 0]).max() > 0.01  # has the values of red, and a jitter of its own
+
+
+def test_bands_without_colours_have_no_program_for_colours():
+    image = np.zeros((8, 8, 3), np.float32)
+
+    def program(**changes):
+        settings = Augmentation(8, bands=bands_of(3, "uint8"), **changes)
+        return str(jax.make_jaxpr(partial(one_view, augmentation=settings))(jax.random.key(0), image))
+
+    assert program() == program(greyscale=0.0)
+    assert program(brightness=0.0, contrast=0.0) == program(jitter=0.0)
+    assert program() != program(jitter=0.0)
+    assert "0.587" not in program()  # luminance
 
 
 def test_settings_from_a_configuration():
-    settings = Augmentation(**{"size": 64, "area": [0.2, 1], "mean": [0, 0, 0]})
-    assert settings == Augmentation(64, area=(0.2, 1.0), mean=(0.0, 0.0, 0.0))
-    assert hash(settings) == hash(Augmentation(64, area=(0.2, 1.0), mean=(0.0, 0.0, 0.0)))
+    assert RULES.keys() | {"bands"} == {field.name for field in fields(Augmentation)}
+    settings = Augmentation(**{"size": 64, "area": [0.2, 1]})
+    assert settings == Augmentation(64, area=(0.2, 1.0))
+    assert hash(settings) == hash(Augmentation(64, area=(0.2, 1.0)))
 
 
 @pytest.mark.parametrize(
@@ -168,8 +240,6 @@ def test_settings_from_a_configuration():
         ("saturation", None),
         ("hue", 0.6),
         ("blur_sigma", (2.0, 0.1)),
-        ("mean", (0.5, 0.5)),
-        ("std", (0.2, 0.2, 0.0)),
     ],
 )
 def test_a_bad_setting_is_named(field, value):
@@ -179,7 +249,11 @@ def test_a_bad_setting_is_named(field, value):
 
 @pytest.mark.parametrize(
     ("shape", "dtype", "words"),
-    [((2, 8, 8, 4), np.uint8, "three bands"), ((8, 8, 3), np.uint8, "three bands"), ((2, 8, 8, 3), np.int32, "uint8")],
+    [
+        ((2, 8, 8, 4), np.uint8, "must end with 3 bands"),
+        ((8, 8, 3), np.uint8, r"must be tiles, \(b, h, w, 3\)"),
+        ((2, 8, 8, 3), np.int32, "must be uint8 or float in 0..1, not int32"),
+    ],
 )
 def test_images_that_cannot_be_used(settings_16, shape, dtype, words):
     with pytest.raises(ValueError, match=words):
@@ -204,7 +278,7 @@ def test_masks_follow_the_views():
     """The image is the mask in grey: away from outlines a view shows the value of its mask."""
     masks = np.stack([np.kron(np.random.default_rng(seed).permutation(16).reshape(4, 4), np.ones((12, 12))) for seed in
                       range(4)]).astype(np.uint8)  # fmt: skip
-    plain = Augmentation(40, jitter=0.0, greyscale=0.0, blur=0.0, mean=(0.0,) * 3, std=(1.0,) * 3)
+    plain = Augmentation(40, **PLAIN, bands=UNCHANGED)
     images = np.repeat(masks[..., None] * 16, 3, -1)
     views, where = jax.jit(partial(two_views, augmentation=plain, geometry=True))(jax.random.key(3), images)
     followed = np.asarray(view_masks(masks, where, 40))

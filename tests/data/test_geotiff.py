@@ -5,7 +5,7 @@ from rasterio.crs import CRS
 from rasterio.enums import ColorInterp
 from rasterio.transform import Affine
 
-from grass_jax.data.geotiff import Georeference, georeference, open_raster, valid_rows
+from grass_jax.data.geotiff import Georeference, alpha_band, georeference, open_raster, valid_rows
 
 rng = np.random.default_rng(0)
 UTM = CRS.from_epsg(26911)
@@ -100,6 +100,35 @@ def test_nodata_alpha_and_mask_say_what_counts(tmp_path):
                 assert valid is not None, name
                 np.testing.assert_array_equal(valid(0, 40), expected, name)
                 np.testing.assert_array_equal(valid(7, 23), expected[7:23], name)
+
+
+@pytest.mark.parametrize("tagged", [True, False])
+def test_what_counts_depends_on_the_bands_that_are_read(tmp_path, tagged):
+    bands = rng.normal(0, 1, (3, 40, 50)).astype(np.float32)
+    nodata = -9999 if tagged else np.nan
+    bands[0, :9], bands[1, :, :7] = nodata, nodata
+    bands[2, 5:12] = np.inf
+    with open_raster(write(tmp_path / "a.tif", bands, nodata=nodata if tagged else None)) as raster:
+        for chosen in ([1], [2], [1, 2], [1, 2, 3], [3, 1]):
+            good = np.isfinite(bands) & (bands != nodata)
+            valid = valid_rows(raster, chosen)
+            assert valid is not None
+            np.testing.assert_array_equal(valid(3, 40), good[[band - 1 for band in chosen], 3:].any(0))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "count", "photometric"), [("uint8", 4, "RGB"), ("uint16", 4, "RGB"), ("uint8", 2, None)]
+)
+def test_an_alpha_channel_is_known_by_its_values_or_its_depth(tmp_path, dtype, count, photometric):
+    bands = rng.integers(1, 200, (count, 40, 50)).astype(dtype)
+    options = {"photometric": photometric} if photometric else {}
+    with open_raster(write(tmp_path / "a.tif", bands, alpha="yes", **options)) as raster:
+        assert alpha_band(raster) == (0 if dtype == "uint8" else count)
+    bands[-1] = np.where(rng.random((40, 50)) < 0.5, 0, np.iinfo(dtype).max)
+    with open_raster(write(tmp_path / "b.tif", bands, alpha="yes", **options)) as raster:
+        assert alpha_band(raster) == count
+    with open_raster(write(tmp_path / "c.tif", bands[:1])) as raster:
+        assert alpha_band(raster) == 0
 
 
 def test_near_infrared_is_not_alpha(tmp_path):

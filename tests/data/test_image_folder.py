@@ -1,5 +1,6 @@
 import logging
 import os
+import pickle
 import subprocess
 import sys
 import textwrap
@@ -9,6 +10,7 @@ import pytest
 import rasterio
 from PIL import Image
 
+from grass_jax.bands import Bands
 from grass_jax.data.builders.image_folder import ImageFolder
 from grass_jax.data.source import open_tiles
 
@@ -21,12 +23,13 @@ def coded(number, height, width):
     return np.stack([y, x, np.full_like(y, number)], -1).astype(np.uint8)
 
 
-def save(path, pixels):
+def save(path, pixels, **options):
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix.lower().startswith(".tif"):
-        profile = {"count": 3, "height": pixels.shape[0], "width": pixels.shape[1], "dtype": "uint8"}
+        height, width, count = pixels.shape
         here = rasterio.Affine(0.5, 0, 500000, 0, -0.5, 4000000)
-        with rasterio.open(path, "w", driver="GTiff", transform=here, crs="EPSG:32633", **profile) as raster:
+        profile = {"count": count, "height": height, "width": width, "dtype": pixels.dtype, "crs": "EPSG:32633"}
+        with rasterio.open(path, "w", driver="GTiff", transform=here, **profile | options) as raster:
             raster.write(pixels.transpose(2, 0, 1))
     else:
         Image.fromarray(pixels).save(path)
@@ -76,6 +79,115 @@ def test_tiles_equal_plain_slices_in_a_stable_order(folder, tiles):
         record = source.records[i]
         assert (record["file"].decode(), record["y"], record["x"]) == (name, y, x)
     assert set(source[0]) == {"image"}
+
+
+def stored(dtype, count, height=40, width=50):
+    rng = np.random.default_rng(count)
+    pixels = rng.gamma(3, 1, (height, width, count)) * {"uint8": 20, "uint16": 700, "float32": 0.1}[dtype] - 0.1
+    return pixels.clip(0 if dtype != "float32" else None, 255 if dtype == "uint8" else None).astype(dtype)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+@pytest.mark.parametrize("count", [1, 3, 5, 16])
+def test_any_bands_of_any_depth_as_stored_and_measured(folder, tiles, dtype, count):
+    pixels = stored(dtype, count)
+    save(folder / "a.tif", pixels)
+    save(folder / "sub" / "b.tif", pixels[::-1])
+    source = tiles()
+    assert source.files == ("a.tif", "sub/b.tif")
+    cut = []
+    for i, (file, y, x) in enumerate(source.positions.tolist()):
+        cut.append((pixels, pixels[::-1])[file][y : y + TILE, x : x + TILE])
+        tile = pickle.loads(pickle.dumps(source))[i]["image"]
+        assert tile.dtype == dtype
+        np.testing.assert_array_equal(tile, cut[-1])
+    values = np.concatenate(cut).reshape(-1, count).astype(np.float64)
+    low, high = np.percentile(values, (0.5, 99.5), axis=0)
+    if dtype == "uint8":
+        low, high = 0 * low, 0 * high + 255
+    scaled = ((values - low) / (high - low)).clip(0, 1)
+    assert isinstance(source.bands, Bands)
+    assert (source.bands.numbers, source.bands.dtype) == (tuple(range(1, count + 1)), dtype)
+    assert source.bands.rgb == ((1, 2, 3) if count == 3 else ())
+    for name, expected in (("low", low), ("high", high), ("mean", scaled.mean(0)), ("std", scaled.std(0))):
+        np.testing.assert_allclose(getattr(source.bands, name), expected, rtol=1e-9, atol=1e-12, err_msg=name)
+    assert tiles().bands == source.bands, "as written"
+
+
+def test_chosen_bands_are_another_data_set(folder, tiles, generations, caplog):
+    pixels = stored("uint16", 5)
+    save(folder / "a.tif", pixels)
+    assert tiles().bands.numbers == (1, 2, 3, 4, 5)
+    source = tiles(numbers=(4, 1))
+    np.testing.assert_array_equal(source[0]["image"], pixels[:TILE, :TILE, [3, 0]])
+    assert source.bands.numbers == (4, 1)
+    assert tiles(numbers=[1, 4]).bands.numbers == (1, 4)
+    assert len(generations) == 3
+    with caplog.at_level(logging.INFO, logger="absl"):
+        tiles()
+    assert len(generations) == 3
+    assert "has changed since" not in caplog.text
+    with pytest.raises(ValueError, match=r"has all of the bands \(1, 6\): choose config\.bands\.numbers of"):
+        tiles(numbers=(1, 6))
+    save(folder / "a.tif", stored("uint8", 17))
+    with pytest.raises(ValueError, match=r"17 bands, and at most 16 can be read: choose them with config\.bands"):
+        tiles()
+    assert tiles(numbers=(17,)).bands.numbers == (17,)
+    with pytest.raises(ValueError, match=r"The sample has the bands \(1, 2, 3\): leave config\.bands\.numbers empty"):
+        open_tiles("sample", numbers=(1, 2))
+
+
+def test_files_of_another_layout_are_skipped_and_told_what_to_do(folder, tiles, caplog):
+    for name, dtype, count in (("a", "uint8", 4), ("b", "uint8", 3), ("c", "uint8", 4), ("d", "uint16", 4)):
+        save(folder / f"{name}.tif", stored(dtype, count))
+    assert tiles().files == ("a.tif", "c.tif")
+    assert (
+        "b.tif (it has 3 bands of uint8 and 4 of uint8 are wanted: choose config.bands.numbers that all images have, "
+        "such as (1, 2, 3))"
+    ) in caplog.text
+    assert "d.tif (it has 4 bands of uint16 and 4 of uint8 are wanted: convert it to 8 bits)" in caplog.text
+    assert tiles(numbers=(1, 2, 3)).files == ("a.tif", "b.tif", "c.tif")
+
+
+def test_grey_pictures_among_coloured_ones_are_repeated(folder, tiles):
+    grey = coded(1, 20, 20)[..., 0]
+    for name in "ab":
+        save(folder / f"{name}.png", grey)
+    assert tiles()[0]["image"].shape == (TILE, TILE, 1)
+    save(folder / "c.png", coded(3, 20, 20))
+    source = tiles()
+    assert source.files == ("a.png", "b.png", "c.png")
+    np.testing.assert_array_equal(source[0]["image"], np.stack([grey[:TILE, :TILE]] * 3, -1))
+    assert source.bands.rgb == (1, 2, 3)
+
+
+@pytest.mark.parametrize(("dtype", "nodata"), [("uint8", 0), ("uint16", 65535), ("float32", -9999), ("float32", None)])
+def test_tiles_that_are_mostly_nodata_are_dropped_and_counted(folder, tiles, caplog, dtype, nodata):
+    height, width = 3 * TILE, 4 * TILE
+    pixels = stored(dtype, 4, height, width) + np.array(1, dtype)
+    valid = np.ones((height, width), bool)
+    valid[:, : TILE + TILE // 2 + 1] = False  # one column of tiles, and a little more than half of the next
+    valid[TILE : TILE + 8, 2 * TILE : 3 * TILE] = False  # half of a tile, which stays
+    pixels[~valid] = np.nan if nodata is None else nodata
+    save(folder / "a.tif", pixels, nodata=nodata, photometric="MINISBLACK")
+    save(folder / "b.tif", pixels[: 2 * TILE, : 2 * TILE], nodata=nodata, photometric="MINISBLACK")
+    for fresh in (True, False):
+        caplog.clear()
+        with caplog.at_level(logging.INFO, logger="absl"):
+            source = tiles()
+        assert caplog.text.count("Left out 10 tile(s)") == 1, fresh
+        assert "b.tif (nearly all of it is nodata)" in caplog.text
+        assert source.positions.tolist() == [[0, y, x] for y in (0, 16, 32) for x in (32, 48)]
+        assert len(source.records) == 6
+    for i, (_, y, x) in enumerate(source.positions.tolist()):
+        box = slice(y, y + TILE), slice(x, x + TILE)
+        np.testing.assert_array_equal(source[i]["image"], np.where(valid[box][..., None], pixels[box], 0))
+    counted = pixels[:, 2 * TILE :][valid[:, 2 * TILE :]].astype(np.float64)
+    low, high = (0, 255) if dtype == "uint8" else np.percentile(counted, (0.5, 99.5), axis=0)
+    np.testing.assert_allclose(source.bands.mean, ((counted - low) / (high - low)).clip(0, 1).mean(0))
+    (folder / "a.tif").unlink()
+    with pytest.raises(ValueError, match=r"^More than half of every tile of 16x16 .* is nodata: set a smaller .*\.$"):
+        tiles()
 
 
 def test_unusable_files_are_skipped_and_named(folder, tiles, caplog):
@@ -185,9 +297,9 @@ def test_an_interrupted_preparation_is_not_taken_for_finished(folder, tiles, mon
         with pytest.raises(KeyboardInterrupt):
             tiles()
     (home,) = (tmp_path / "tfds" / "image_folder").glob("my_images-*")
-    (home / "incomplete.KILLED_1.0.0").mkdir()  # what a killed process leaves
+    (home / "incomplete.KILLED_1.1.0").mkdir()  # what a killed process leaves
     assert len(tiles()) == 18
-    assert [path.name for path in home.iterdir()] == ["1.0.0"]
+    assert [path.name for path in home.iterdir()] == ["1.1.0"]
 
 
 def test_two_processes_at_once_prepare_once(folder, tmp_path):

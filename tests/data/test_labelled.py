@@ -213,6 +213,8 @@ def test_the_sample_has_test_scenes_of_its_own(tmp_path, monkeypatch):
     labelled = open_labelled("sample", split=Split(validation=0.25), data_dir=tmp_path)
     assert labelled.classes == CLASS_NAMES
     assert labelled.colours.shape == (6, 3)
+    assert labelled.bands == labelled.train.bands
+    assert labelled.bands.rgb == (1, 2, 3)
     assert len(np.unique(labelled.colours, axis=0)) == 6
     assert [scene.name for scene in labelled.test] == ["scene_900", "scene_901"]
     trained, validated, _ = files_of(labelled)
@@ -229,6 +231,8 @@ def test_the_sample_has_test_scenes_of_its_own(tmp_path, monkeypatch):
         open_labelled("sample", split=Split(test=0.2), data_dir=tmp_path)
     with pytest.raises(ValueError, match="takes no path"):
         open_labelled("sample", path=tmp_path)
+    with pytest.raises(ValueError, match=r"leave config\.bands\.numbers empty"):
+        open_labelled("sample", numbers=(3, 2), data_dir=tmp_path)
 
 
 @pytest.mark.skipif(not (DATA / "nyc_maps").is_dir(), reason="shared/data/nyc_maps is not here")

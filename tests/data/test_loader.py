@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import rasterio
 from PIL import Image
 
 from grass_jax.data.loader import batches, steps_per_epoch
@@ -41,6 +42,27 @@ def test_batches_hold_the_tiles_that_their_index_names(source):
         np.testing.assert_array_equal(corner[:, [2, 0, 1]], source.positions[batch["index"]])
         seen += batch["index"].tolist()
     assert len(set(seen)) == 40
+
+
+def test_batches_keep_the_bands_and_the_dtype_of_the_files(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 65536, (5, 40, 40), np.uint16)
+    with rasterio.open(
+        tmp_path / "a.tif",
+        "w",
+        driver="GTiff",
+        count=5,
+        height=40,
+        width=40,
+        dtype="uint16",
+        crs="EPSG:32633",
+        transform=rasterio.Affine(1, 0, 5, 0, -1, 5),
+    ) as raster:
+        raster.write(pixels)
+    source = open_tiles("image_folder", path=tmp_path, tile_size=16, data_dir=tmp_path / "tfds")
+    (batch,) = batches(source, batch_size=9, seed=1, start=0, stop=1)
+    assert batch["image"].dtype == np.uint16
+    for image, (_, y, x) in zip(batch["image"], source.positions[batch["index"]].tolist(), strict=True):
+        np.testing.assert_array_equal(image, pixels[:, y : y + 16, x : x + 16].transpose(1, 2, 0))
 
 
 @pytest.mark.parametrize("count", [2, 4])

@@ -1,4 +1,5 @@
 import struct
+import tracemalloc
 import zlib
 
 import numpy as np
@@ -11,7 +12,8 @@ from rasterio.errors import NotGeoreferencedWarning
 from rasterio.transform import Affine
 from rasterio.vrt import WarpedVRT
 
-from grass_jax.data import rasters
+from grass_jax.data import pictures
+from grass_jax.data.layout import RGB_LAYOUT, Layout, layout_of
 from grass_jax.data.rasters import UnusableImageError, open_scene, reason
 
 rng = np.random.default_rng(0)
@@ -26,8 +28,9 @@ def read(path, **options):
     with open_scene(path, **options) as scene:
         whole = scene.rows(0, scene.height)
         np.testing.assert_array_equal(scene.rows(3, 9), whole[3:9])
-        assert whole.shape == (scene.height, scene.width, 3)
-        assert whole.dtype == np.uint8
+        layout = options.get("layout", RGB_LAYOUT)
+        assert whole.shape == (scene.height, scene.width, len(layout.numbers))
+        assert whole.dtype == layout.dtype
         return whole
 
 
@@ -101,7 +104,7 @@ def test_exif_orientation_gives_the_upright_picture(tmp_path):
     np.testing.assert_array_equal(read(tmp_path / "a.png"), np.rot90(RGB, -1))
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 4, 7])
+@pytest.mark.parametrize("count", [1, 3, 4, 7])
 def test_tiff_band_counts(tmp_path, count):
     bands = rng.integers(0, 256, (count, 20, 31), np.uint8)
     write_tiff(tmp_path / "a.TIF", bands, blockysize=4)
@@ -118,27 +121,66 @@ def test_tiff_with_a_colour_table_and_with_one_bit(tmp_path):
     np.testing.assert_array_equal(read(tmp_path / "bits.tif"), np.repeat(ids[0] % 2 * 255, 3).reshape(20, 31, 3))
 
 
-def test_sixteen_bits_are_refused_with_the_way_out(tmp_path):
-    Image.fromarray(RGB[..., 0].astype(np.uint16) * 9).save(tmp_path / "grey.png")
-    write_tiff(tmp_path / "a.tif", RGB.astype(np.uint16).transpose(2, 0, 1))
-    # Pillow cannot write 16-bit colour, so the PNG is put together here.
-    header = struct.pack(">IIBBBBB", 31, 20, 16, 2, 0, 0, 0)
-    data = zlib.compress(b"".join(b"\0" + row.astype(">u2").tobytes() for row in RGB))
-    chunks = [(b"IHDR", header), (b"IDAT", data), (b"IEND", b"")]
+DEEP = RGB.astype(np.uint16) * 257 + rng.integers(0, 99, RGB.shape, np.uint16)
+DEEP_LAYOUT = Layout((1, 2, 3), "uint16", (1, 2, 3))
+
+
+def deep_png(pixels, *chunks):
+    """A PNG of 16-bit RGB or RGBA, which Pillow cannot write."""
+    height, width, count = pixels.shape
+    header = struct.pack(">IIBBBBB", width, height, 16, {3: 2, 4: 6}[count], 0, 0, 0)
+    data = zlib.compress(b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels))
+    chunks = [(b"IHDR", header), *chunks, (b"IDAT", data), (b"IEND", b"")]
     parts = [struct.pack(">I", len(c)) + n + c + struct.pack(">I", zlib.crc32(n + c)) for n, c in chunks]
-    (tmp_path / "colour.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
-    for name in ("grey.png", "colour.png", "a.tif"):
-        with pytest.raises(UnusableImageError, match="convert it to 8 bits"):
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def test_sixteen_bits_are_not_read_as_eight(tmp_path):
+    Image.fromarray(DEEP[..., 0]).save(tmp_path / "grey.png")
+    write_tiff(tmp_path / "a.tif", DEEP.transpose(2, 0, 1))
+    (tmp_path / "colour.png").write_bytes(deep_png(DEEP))
+    for name, count in (("grey.png", "1 band"), ("colour.png", "3 bands"), ("a.tif", "3 bands")):
+        with pytest.raises(UnusableImageError, match=f"{count} of uint16 and 3 of uint8 .* convert it to 8 bits"):
             read(tmp_path / name)
+
+
+def test_pngs_of_sixteen_bits(tmp_path):
+    Image.fromarray(DEEP[..., 0]).save(tmp_path / "grey.png")
+    np.testing.assert_array_equal(read(tmp_path / "grey.png", layout=Layout((1,), "uint16")), DEEP[..., :1])
+    (tmp_path / "colour.png").write_bytes(deep_png(DEEP))
+    np.testing.assert_array_equal(read(tmp_path / "colour.png", layout=DEEP_LAYOUT), DEEP)
+    assert layout_of(tmp_path / "colour.png") == DEEP_LAYOUT
+    opacity = np.where(rng.random(RGB.shape[:2]) < 0.5, 0, 65535)[..., None].astype(np.uint16)
+    (tmp_path / "alpha.png").write_bytes(deep_png(np.concatenate([DEEP, opacity], -1)))
+    with open_scene(tmp_path / "alpha.png", layout=DEEP_LAYOUT) as scene:
+        assert scene.valid is not None
+        np.testing.assert_array_equal(scene.valid(2, 20), opacity[2:, :, 0] > 0)
+        np.testing.assert_array_equal(scene.rows(0, 20), np.where(opacity > 0, DEEP, 0))
+        assert scene.georeference is None
+    whole = deep_png(rng.integers(0, 65536, (300, 300, 3), np.uint16))
+    (tmp_path / "half.png").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(Exception, match=r".+"), open_scene(tmp_path / "half.png", layout=DEEP_LAYOUT):
+        pytest.fail("a truncated file was opened")
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_pngs_of_sixteen_bits_are_turned_as_pillow_turns_others(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(RGB).save(tmp_path / "shallow.png", exif=exif)
+    chunk = b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0")
+    (tmp_path / "deep.png").write_bytes(deep_png(RGB.astype(np.uint16), chunk))
+    deep = read(tmp_path / "deep.png", layout=DEEP_LAYOUT)
+    np.testing.assert_array_equal(deep, read(tmp_path / "shallow.png"))
 
 
 def test_pictures_above_the_limit_are_refused(tmp_path, monkeypatch):
     Image.fromarray(RGB).save(tmp_path / "a.png")
-    monkeypatch.setattr(rasters, "MAX_PIXELS", 20 * 31)
+    monkeypatch.setattr(pictures, "MAX_PIXELS", 20 * 31)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)  # Pillow's own limit does not decide
     read(tmp_path / "a.png", min_size=20)
     assert Image.MAX_IMAGE_PIXELS == 10
-    monkeypatch.setattr(rasters, "MAX_PIXELS", 20 * 31 - 1)
+    monkeypatch.setattr(pictures, "MAX_PIXELS", 20 * 31 - 1)
     with pytest.raises(UnusableImageError, match="convert it to a GeoTIFF"):
         read(tmp_path / "a.png")
 
@@ -204,6 +246,8 @@ def test_nodata_and_transparency_are_not_valid(tmp_path):
             assert scene.valid is not None
             np.testing.assert_array_equal(scene.valid(0, 20), ~cut)
             np.testing.assert_array_equal(scene.valid(2, 11), ~cut[2:11])
+            stored = bordered if name == "a.tif" else RGB
+            np.testing.assert_array_equal(scene.rows(2, 11), np.where(cut[..., None], 0, stored)[2:11])
 
 
 @pytest.mark.parametrize("transform", [HALF_METRE, TURNED], ids=["north up", "turned"])
@@ -228,6 +272,73 @@ def test_resampling_agrees_with_gdal(tmp_path, transform, gsd, way):
     assert inner.mean() < 0.3
 
 
+BANDS = {
+    "uint8": rng.integers(0, 256, (5, 20, 30), np.uint8),
+    "uint16": rng.integers(0, 65536, (5, 20, 30), np.uint16),
+    "int16": rng.integers(-900, 900, (5, 20, 30), np.int16),
+    "float32": rng.normal(0, 3, (5, 20, 30)).astype(np.float32),
+    "float64": rng.normal(0, 3, (5, 20, 30)),
+}
+
+
+@pytest.mark.parametrize("dtype", BANDS)
+@pytest.mark.parametrize("numbers", [(1, 2, 3, 4, 5), (5, 1), (2,)])
+def test_any_bands_of_any_depth(tmp_path, dtype, numbers):
+    path = write_placed(tmp_path / "a.tif", BANDS[dtype])
+    layout = Layout(numbers, {"int16": "float32", "float64": "float32"}.get(dtype, dtype))
+    expected = BANDS[dtype][[number - 1 for number in numbers]].transpose(1, 2, 0).astype(layout.dtype)
+    np.testing.assert_array_equal(read(path, layout=layout), expected)
+    means = expected.astype(np.float64).reshape(10, 2, 15, 2, -1).mean((1, 3))
+    resampled = read(path, layout=layout, gsd=1)
+    assert np.abs(resampled - means).max() <= (0.51 if layout.dtype != "float32" else 1e-3)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "nodata"),
+    [("uint8", 7), ("uint16", 7), ("int16", 7), ("int16", -99)]
+    + [(dtype, nodata) for dtype in ("float32", "float64") for nodata in (7, -99, float("nan"), None)],
+)
+def test_nodata_and_what_is_no_number_are_zero_and_not_valid(tmp_path, dtype, nodata):
+    floating = dtype.startswith("float")
+    bands = BANDS[dtype].copy()
+    bands[bands == nodata] = 8
+    bands[:, :4, :7] = np.nan if nodata is None else nodata  # in all bands
+    bands[4, 10, :9] = np.nan if nodata is None else nodata  # in one
+    if floating:
+        bands[0, 12] = np.inf
+    path = write_placed(tmp_path / "a.tif", bands, nodata=nodata)
+    layout = Layout((1, 2, 5), "float32" if dtype == "int16" or floating else dtype)
+    stored = bands[[0, 1, 4]].transpose(1, 2, 0).astype(np.float64)
+    good = np.isfinite(stored) & (stored != nodata)
+    good[:4, :7] = False
+    with open_scene(path, layout=layout) as scene:
+        assert scene.valid is not None
+        np.testing.assert_array_equal(scene.valid(0, 20), good.any(-1))
+        kept = good if layout.dtype == "float32" else good.any(-1)[..., None]
+        np.testing.assert_array_equal(scene.rows(1, 20), np.where(kept, stored, 0)[1:].astype(layout.dtype))
+    with open_scene(path, layout=layout._replace(numbers=(5,)), gsd=1) as scene:
+        assert scene.valid is not None
+        alone, count = np.where(good, stored, 0)[..., 2], good[..., 2].reshape(10, 2, 15, 2).sum((1, 3))
+        mean = alone.reshape(10, 2, 15, 2).sum((1, 3)) / np.maximum(count, 1)
+        np.testing.assert_array_equal(scene.valid(0, 10), count >= 2)
+        expected = np.where(count >= 2, mean, 0)
+        assert np.abs(scene.rows(0, 10)[..., 0] - expected).max() <= (1e-3 if layout.dtype == "float32" else 0.51)
+
+
+def test_a_raster_is_never_read_whole(tmp_path):
+    path = write_placed(tmp_path / "a.tif", np.zeros((6, 4096, 256), np.uint16), blockysize=64)
+    layout = Layout((1, 2, 3, 4, 5, 6), "uint16")
+    with open_scene(path, layout=layout):
+        pass  # loads what is loaded once
+    tracemalloc.start()
+    try:
+        with open_scene(path, layout=layout, gsd=1) as scene:
+            scene.rows(100, 164)
+        assert tracemalloc.get_traced_memory()[1] < 6 * 4096 * 256 * 2 / 2
+    finally:
+        tracemalloc.stop()
+
+
 def test_resampling_looks_colours_up_and_leaves_nodata_out(tmp_path):
     ids = rng.integers(1, 256, (1, 20, 30), np.uint8)
     ids[0, :3, :3] = 0
@@ -240,8 +351,8 @@ def test_resampling_looks_colours_up_and_leaves_nodata_out(tmp_path):
         block = table[2 * i : 2 * i + 2, 2 * j : 2 * j + 2].reshape(4, 3)
         good = ids[0, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2].ravel() != 0
         assert valid[i, j] == (good.sum() >= 2)
-        if good.any():
-            assert np.abs(result[i, j] - block[good].mean(0)).max() <= 0.5
+        expected = block[good].mean(0) if valid[i, j] else np.zeros(3)
+        assert np.abs(result[i, j] - expected).max() <= 0.5
 
 
 def test_a_scene_of_nearly_the_wanted_resolution_is_left_alone(tmp_path):

@@ -34,19 +34,34 @@ def resample(image, factors, valid=None, step=None):
 
 @pytest.mark.parametrize("factors", [(2.0, 2.0), (3.0, 5.0), (1.7, 2.4), (5.3, 1.2)])
 @pytest.mark.parametrize("share", [1.0, 0.5])
-def test_larger_pixels_are_means_over_what_is_valid(factors, share):
-    image = rng.integers(0, 256, (23, 31, 3), np.uint8)
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+def test_larger_pixels_are_means_over_what_is_valid(factors, share, dtype):
+    image = (rng.random((23, 31, 3)) * {"uint8": 256, "uint16": 65536, "float32": 4}[dtype]).astype(dtype)
     valid = rng.random((23, 31)) < share
     valid[:8, :8] = share == 1
     result, counted = resample(image, factors, None if share == 1 else valid)
     y, x = overlaps(factors[0], 23), overlaps(factors[1], 31)
     weight = np.einsum("ih,jw,hw->ij", y, x, valid)
     expected = np.einsum("ih,jw,hw,hwc->ijc", y, x, valid, image) / np.maximum(weight, 1e-9)[..., None]
-    assert result.dtype == np.uint8
-    assert np.abs(result - expected).max() <= 0.5 + 1e-3
+    assert result.dtype == dtype
+    assert np.abs(result - expected).max() <= {"uint8": 0.501, "uint16": 0.55, "float32": 1e-5}[dtype]
     clear = np.abs(weight / np.einsum("ih,jw->ij", y, x) - 0.5) > 1e-4
     np.testing.assert_array_equal(counted[clear], (weight / np.einsum("ih,jw->ij", y, x) >= 0.5)[clear])
     assert (share == 1) == counted.all()
+
+
+def test_floats_that_are_no_number_have_no_part_in_their_band():
+    image = rng.normal(0, 1, (12, 16, 2)).astype(np.float32)
+    image[rng.random(image.shape) < 0.3] = np.nan
+    image[:2, :2] = np.inf
+    valid = np.isfinite(image).any(-1)
+    result, _ = resample(image, (2.0, 2.0), valid)
+    blocks = (
+        np.where(np.isfinite(image), image, np.nan).reshape(6, 2, 8, 2, 2).transpose(0, 2, 4, 1, 3).reshape(6, 8, 2, 4)
+    )
+    count = np.isfinite(blocks).sum(-1)
+    expected = np.where(count > 0, np.nansum(blocks, -1) / np.maximum(count, 1), 0)
+    np.testing.assert_allclose(result, expected, atol=1e-5)
 
 
 def test_smaller_pixels_are_bilinear():

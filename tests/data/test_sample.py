@@ -77,7 +77,12 @@ def test_train_and_val_are_different_scenes_cut_exactly(tmp_path, monkeypatch, s
     opened = {split: open_tiles("sample", split=split, tile_size=96, data_dir=tmp_path) for split in ("train", "val")}
     assert not set(opened["train"].files) & set(opened["val"].files)
     assert {split: len(source) for split, source in opened.items()} == {"train": 50, "val": 25}
+    pixels = np.concatenate([scenes[seed][0].reshape(-1, 3) for seed in (100, 101)]) / 255
     for source in opened.values():
+        assert source.bands == opened["train"].bands, "what training subtracts"
+        assert (source.bands.numbers, source.bands.dtype, source.bands.high) == ((1, 2, 3), "uint8", (255, 255, 255))
+        np.testing.assert_allclose(source.bands.mean, pixels.mean(0), atol=0.01)
+        np.testing.assert_allclose(source.bands.std, pixels.std(0), atol=0.01)
         assert source.class_names == CLASS_NAMES
         for i in (0, 7, len(source) - 1):
             file, y, x = source.positions[i]

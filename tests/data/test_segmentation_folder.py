@@ -1,3 +1,4 @@
+import contextlib
 import json
 import logging
 
@@ -12,7 +13,9 @@ from rasterio.crs import CRS
 from grass_jax.data.builders.segmentation_folder import SegmentationFolder
 from grass_jax.data.labelled import open_labelled
 from grass_jax.data.labels import IGNORE, Labels
+from grass_jax.data.layout import Layout
 from grass_jax.data.scenes import open_scenes
+from grass_jax.data.splits import Split
 
 TILE = 16
 LABELS = Labels(("field", "house", "road"))
@@ -37,8 +40,8 @@ def save(path, pixels, **options):
     if path.suffix == ".tif":
         bands = pixels.transpose(2, 0, 1) if pixels.ndim == 3 else pixels[None]
         here = rasterio.Affine(0.5, 0, 500000, 0, -0.5, 4000000)
-        profile = {"count": len(bands), "height": pixels.shape[0], "width": pixels.shape[1], "dtype": "uint8"}
-        profile |= {"crs": CRS.from_epsg(32633), "transform": here} | options
+        profile = {"count": len(bands), "height": pixels.shape[0], "width": pixels.shape[1]}
+        profile |= {"crs": CRS.from_epsg(32633), "transform": here, "dtype": pixels.dtype} | options
         with rasterio.open(path, "w", driver="GTiff", **profile) as raster:
             raster.write(bands)
     else:
@@ -91,6 +94,58 @@ def test_tiles_of_image_and_mask_equal_plain_slices_in_a_stable_order(folder, op
     some = source.subset([5, 0])
     assert some.positions.tolist() == [source.positions[5].tolist(), source.positions[0].tolist()]
     np.testing.assert_array_equal(some.subset([1])[0]["mask"], source[0]["mask"])
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+def test_any_bands_of_any_depth(folder, opened, dtype):
+    rng = np.random.default_rng(0)
+    images = (rng.random((3, 32, 48, 6)) * 255).astype(dtype)
+    images[2, :, 30:] = 0  # nodata: two of six tiles, and a fraction of two more
+    for i, image in enumerate(images):
+        away = rasterio.Affine(0.5, 0, 500000 + 1000 * i, 0, -0.5, 4000000)
+        save(folder / "images" / f"{i}.tif", np.maximum(image, 1) if i < 2 else image, nodata=0, transform=away)
+        save(folder / "masks" / f"{i}.png", ids(i, 32, 48))
+    images[:2] = np.maximum(images[:2], 1)
+    labelled = opened(numbers=(6, 2, 1), split=Split(by="file", test="^0"))
+    source = labelled.train
+    found = [(source.files[file], y, x) for file, y, x in source.positions.tolist()]
+    assert found == [("1.tif", y, x) for y in (0, 16) for x in (0, 16, 32)] + [
+        ("2.tif", y, x) for y in (0, 16) for x in (0, 16)
+    ]
+    chosen = images[..., [5, 1, 0]]
+    for i, (name, y, x) in enumerate(found):
+        tile, box = source[i], (int(name[0]), slice(y, y + TILE), slice(x, x + TILE))
+        assert tile["image"].dtype == dtype
+        np.testing.assert_array_equal(tile["image"], chosen[box])
+        expected = ids(int(name[0]), 32, 48)
+        if name == "2.tif":
+            expected[(chosen[2] == 0).all(-1)] = IGNORE
+        np.testing.assert_array_equal(tile["mask"], expected[box[1:]])
+    assert labelled.bands == source.bands
+    assert (labelled.bands.numbers, labelled.bands.dtype) == ((6, 2, 1), dtype)
+    layout = Layout(labelled.bands.numbers, labelled.bands.dtype)
+    for scene in (*labelled.test, *open_scenes(folder, labels=LABELS, layout=layout)):
+        with scene.open() as read:
+            np.testing.assert_array_equal(read.rows(3, 32), chosen[int(scene.name[0]), 3:])
+            assert read.valid is not None
+            np.testing.assert_array_equal(read.valid(0, 32), (chosen[int(scene.name[0])] != 0).any(-1))
+    with (
+        pytest.raises(ValueError, match=r"No image in .* 6 bands of .* are wanted")
+        if dtype != "uint8"
+        else (contextlib.nullcontext())
+    ):
+        open_scenes(folder, labels=LABELS)
+
+
+def test_an_image_of_another_layout_is_left_out(folder, opened, caplog):
+    for name, count in (("a", 4), ("b", 3), ("c", 4)):
+        save(folder / "images" / f"{name}.tif", np.full((20, 20, count), 9, np.uint16))
+        save(folder / "masks" / f"{name}.png", ids(0, 20, 20))
+    assert opened().train.files == ("a.tif", "c.tif")
+    assert "b.tif (it has 3 bands of uint16 and 4 of uint16 are wanted: choose config.bands.numbers" in caplog.text
+    assert opened(numbers=(1, 2, 3)).train.files == ("a.tif", "b.tif", "c.tif")
+    scenes = open_scenes(folder, labels=LABELS, layout=Layout((1, 2, 3, 4), "uint16"))
+    assert [scene.name for scene in scenes] == ["a.tif", "c.tif"]
 
 
 def test_ignored_rectangles_nodata_and_unlabelled_tiles_are_left_out(folder, opened):

@@ -3,14 +3,15 @@
 import contextlib
 import dataclasses
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar
 
 import tensorflow_datasets as tfds
 
-from grass_jax.data.builders.tiling import Bands, config_name, cut_files, tile_features
+from grass_jax.data.builders.tiling import Layers, config_name, cut_files, tile_features
 from grass_jax.data.folder import ImageFile, find_images
+from grass_jax.data.layout import Layout, common_layout
 from grass_jax.data.rasters import open_scene
 from grass_jax.data.tiles import tile_positions
 
@@ -23,10 +24,16 @@ class FolderConfig(tfds.core.BuilderConfig):
     files: list[ImageFile] = dataclasses.field(repr=False)
     tile_size: int
     stride: int
+    layout: Layout
 
 
 def folder_config(
-    path: str | os.PathLike, *, tile_size: int, stride: int | None = None, exclude: str = ""
+    path: str | os.PathLike,
+    *,
+    tile_size: int,
+    stride: int | None = None,
+    exclude: str = "",
+    numbers: Sequence[int] = (),
 ) -> FolderConfig:
     """Name a folder's present content and its tiling, so that a change of either is a new data set.
 
@@ -35,33 +42,37 @@ def folder_config(
         tile_size: side of a tile in pixels.
         stride: distance between neighbouring tiles in pixels; `tile_size` where None.
         exclude: pattern of the names of files to leave out; empty leaves out none.
+        numbers: of the bands to read, from 1; all where empty.
 
     Returns:
         the builder's configuration.
 
     Raises:
-        FileNotFoundError, NotADirectoryError, ValueError: see `find_images`; or a size below 1.
+        FileNotFoundError, NotADirectoryError, ValueError: see `find_images` and `common_layout`; or a size below 1.
     """
     stride = tile_size if stride is None else stride
     tile_positions(0, 0, tile_size, stride)  # checks the two before any work
     folder = Path(path).expanduser().resolve()
     files = find_images(folder, exclude)
-    name = config_name(folder, files, tile_size, stride, exclude)
-    return FolderConfig(name=name, path=folder, files=files, tile_size=tile_size, stride=stride)
+    layout = common_layout([folder / file.name for file in files], numbers)
+    name = config_name(folder, files, tile_size, stride, (exclude, tuple(numbers)) if numbers else exclude)
+    return FolderConfig(name=name, path=folder, files=files, tile_size=tile_size, stride=stride, layout=layout)
 
 
 class ImageFolder(tfds.core.GeneratorBasedBuilder):
     """Tiles of a folder tree of images, in the order of path, y, x; configure with `folder_config`."""
 
-    VERSION = tfds.core.Version("1.0.0")  # raise it when the same files would give other tiles
+    VERSION = tfds.core.Version("1.1.0")  # raise it when the same files would give other tiles
     # Nothing is downloaded; TFDS would look for checksums with importlib_resources, which it does not install.
     url_infos: ClassVar[dict] = {}  # pyright: ignore[reportIncompatibleVariableOverride, reportIncompatibleMethodOverride]
 
     def _info(self) -> tfds.core.DatasetInfo:
+        config = self.builder_config
+        assert isinstance(config, FolderConfig)
         return tfds.core.DatasetInfo(
             builder=self,
             description="Tiles of a folder of images.",
-            features=tile_features(mask=False),
+            features=tile_features(config.layout, config.tile_size, mask=False),
             disable_shuffling=True,
             metadata=tfds.core.MetadataDict(),
         )
@@ -75,9 +86,16 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder):
         assert isinstance(config, FolderConfig)
 
         @contextlib.contextmanager
-        def opened(name: str) -> Iterator[Bands]:
-            with open_scene(config.path / name, min_size=config.tile_size) as scene:
-                yield Bands(scene.height, scene.width, lambda y0, y1: {"image": scene.rows(y0, y1)})
+        def opened(name: str) -> Iterator[Layers]:
+            with open_scene(config.path / name, layout=config.layout, min_size=config.tile_size) as scene:
+                yield Layers(scene.height, scene.width, lambda y0, y1: {"image": scene.rows(y0, y1)}, scene.valid)
 
-        notes = self.info.metadata
-        yield from cut_files(notes, config.path, config.files, opened, tile_size=config.tile_size, stride=config.stride)
+        yield from cut_files(
+            self.info.metadata,
+            config.path,
+            config.files,
+            opened,
+            tile_size=config.tile_size,
+            stride=config.stride,
+            layout=config.layout,
+        )

@@ -5,12 +5,14 @@ import dataclasses
 import functools
 import os
 from collections.abc import Iterator
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import tensorflow_datasets as tfds
 
 from grass_jax.data.builders.tiling import encode_tile, tile_features
 from grass_jax.data.landscape import CLASS_NAMES, landscape
+from grass_jax.data.layout import RGB_LAYOUT
+from grass_jax.data.statistics import PixelSample
 from grass_jax.data.tiles import tile_positions
 from grass_jax.report.progress import counter
 
@@ -49,7 +51,7 @@ def sample_config(*, tile_size: int = 96, stride: int | None = None) -> SampleCo
 class Sample(tfds.core.GeneratorBasedBuilder):
     """Fields, woods, water, roads and buildings; train and val are different scenes."""
 
-    VERSION = tfds.core.Version("1.0.0")  # raise it when the landscape changes
+    VERSION = tfds.core.Version("1.1.0")  # raise it when the landscape or the notes change
     # Nothing is downloaded; TFDS would look for checksums with importlib_resources, which it does not install.
     url_infos: ClassVar[dict] = {}  # pyright: ignore[reportIncompatibleVariableOverride, reportIncompatibleMethodOverride]
 
@@ -62,7 +64,7 @@ class Sample(tfds.core.GeneratorBasedBuilder):
         return tfds.core.DatasetInfo(
             builder=self,
             description="A procedural aerial landscape with exact label masks.",
-            features=tile_features(mask=True),
+            features=tile_features(RGB_LAYOUT, config.tile_size, mask=True),
             disable_shuffling=True,
             metadata=tfds.core.MetadataDict(
                 tile_size=config.tile_size, stride=config.stride, files=files, class_names=list(CLASS_NAMES)
@@ -76,7 +78,7 @@ class Sample(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self, split: str) -> Iterator[tuple[int, dict]]:
         config = self.builder_config
         assert isinstance(config, SampleConfig)
-        key, t = 0, config.tile_size
+        key, t, pixels = 0, config.tile_size, PixelSample(RGB_LAYOUT)
         with concurrent.futures.ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
             scenes = zip(
                 SCENES[split], pool.map(functools.partial(landscape, size=SCENE_SIZE), SCENES[split]), strict=True
@@ -84,6 +86,10 @@ class Sample(tfds.core.GeneratorBasedBuilder):
             progress = counter(scenes, desc=f"drawing the sample ({split})", unit="scene", total=len(SCENES[split]))
             for seed, (image, mask) in progress:
                 for y, x in tile_positions(SCENE_SIZE, SCENE_SIZE, t, config.stride).tolist():
+                    pixels.add(image[y : y + t, x : x + t])
                     tile, labels = (encode_tile(array[y : y + t, x : x + t]) for array in (image, mask))
                     yield key, {"image": tile, "mask": labels, "file": f"scene_{seed}", "y": y, "x": x}
                     key += 1
+        if split == "train":  # what training subtracts, whatever it is applied to
+            notes: Any = self.info.metadata
+            notes.update(bands=pixels.bands().asdict())

@@ -2,13 +2,14 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
 import tensorflow_datasets as tfds
 
-from grass_jax.data.builders.tiling import Bands, config_name, cut_files, tile_features
+from grass_jax.data.builders.tiling import Layers, config_name, cut_files, tile_features
 from grass_jax.data.footprints import footprint_of
+from grass_jax.data.layout import Layout, common_layout
 from grass_jax.data.pairs import Annotation, Pairs, label_files, open_pair
 from grass_jax.data.tiles import tile_positions
 
@@ -21,10 +22,11 @@ class SegmentationConfig(tfds.core.BuilderConfig):
     annotation: Annotation
     tile_size: int
     stride: int
+    layout: Layout
 
 
 def segmentation_config(
-    pairs: Pairs, annotation: Annotation, *, tile_size: int, stride: int | None = None
+    pairs: Pairs, annotation: Annotation, *, tile_size: int, stride: int | None = None, numbers: Sequence[int] = ()
 ) -> SegmentationConfig:
     """Name the present content of a folder and how it is read and cut, so that a change of any is a new data set.
 
@@ -33,30 +35,32 @@ def segmentation_config(
         annotation: how the labels are read.
         tile_size: side of a tile in pixels.
         stride: distance between neighbouring tiles in pixels; `tile_size` where None.
+        numbers: of the bands to read, from 1; all where empty.
 
     Returns:
         the builder's configuration.
 
     Raises:
-        ValueError: if a size is below 1.
+        ValueError: if a size is below 1; or see `common_layout`.
     """
     stride = tile_size if stride is None else stride
     tile_positions(0, 0, tile_size, stride)  # checks the two before any work
     read = dataclasses.replace(annotation, labels=dataclasses.replace(annotation.labels, colours=()))
     files = [*pairs.files, *label_files(pairs)]
     return SegmentationConfig(
-        name=config_name(pairs.images, files, tile_size, stride, read),
+        name=config_name(pairs.images, files, tile_size, stride, (read, tuple(numbers)) if numbers else read),
         pairs=pairs,
         annotation=annotation,
         tile_size=tile_size,
         stride=stride,
+        layout=common_layout([pairs.images / file.name for file in pairs.files], numbers),
     )
 
 
 class SegmentationFolder(tfds.core.GeneratorBasedBuilder):
     """Tiles and their masks in the order of path, y, x, those with a label; configure with `segmentation_config`."""
 
-    VERSION = tfds.core.Version("1.0.1")  # raise it when the same files would give other tiles or notes
+    VERSION = tfds.core.Version("1.1.0")  # raise it when the same files would give other tiles or notes
     # Nothing is downloaded; TFDS would look for checksums with importlib_resources, which it does not install.
     url_infos: ClassVar[dict] = {}  # pyright: ignore[reportIncompatibleVariableOverride, reportIncompatibleMethodOverride]
 
@@ -66,7 +70,7 @@ class SegmentationFolder(tfds.core.GeneratorBasedBuilder):
         return tfds.core.DatasetInfo(
             builder=self,
             description="Tiles of a folder of images and their label masks.",
-            features=tile_features(mask=True),
+            features=tile_features(config.layout, config.tile_size, mask=True),
             disable_shuffling=True,
             metadata=tfds.core.MetadataDict(class_names=list(config.annotation.labels.classes)),
         )
@@ -82,13 +86,14 @@ class SegmentationFolder(tfds.core.GeneratorBasedBuilder):
         labels = {file.name: path for file, path in zip(pairs.files, pairs.labels, strict=True)}
 
         @contextlib.contextmanager
-        def opened(name: str) -> Iterator[Bands]:
-            with open_pair(pairs.images / name, labels[name], name, config.annotation) as scene:
+        def opened(name: str) -> Iterator[Layers]:
+            with open_pair(pairs.images / name, labels[name], name, config.annotation, layout=config.layout) as scene:
                 footprint = footprint_of(scene.georeference, scene.height, scene.width)
-                yield Bands(
+                yield Layers(
                     scene.height,
                     scene.width,
                     lambda y0, y1: {"image": scene.rows(y0, y1), "mask": scene.mask(y0, y1)},
+                    scene.valid,
                     footprint,
                 )
 
@@ -99,5 +104,6 @@ class SegmentationFolder(tfds.core.GeneratorBasedBuilder):
             opened,
             tile_size=config.tile_size,
             stride=config.stride,
+            layout=config.layout,
             skipped=pairs.skipped,
         )

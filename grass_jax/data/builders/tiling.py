@@ -17,22 +17,34 @@ import tensorflow_datasets as tfds
 from absl import logging
 from PIL import Image
 
+from grass_jax.bands import DTYPES
 from grass_jax.data.folder import ImageFile, fingerprint
 from grass_jax.data.labels import IGNORE
+from grass_jax.data.layout import RGB_LAYOUT, Layout
 from grass_jax.data.pairs import LabelError
 from grass_jax.data.rasters import reason
+from grass_jax.data.statistics import PixelSample
 from grass_jax.data.tiles import tile_positions
 from grass_jax.report.progress import counter
 
 NAMED = 100  # files named in the log before "and N more"
 
 
-class Bands(NamedTuple):
-    """An open file: its size, a function that reads rows y0 to y1 - 1 of its layers, and what to note about it."""
+class Layers(NamedTuple):
+    """An open file.
+
+    Attributes:
+        height: in pixels.
+        width: in pixels.
+        read: reads rows y0 to y1 - 1 of its layers, `image` and perhaps `mask`.
+        valid: reads which pixels of these rows hold an image, (y1 - y0, width) bool; None where all do.
+        notes: what to note about it, fit for JSON.
+    """
 
     height: int
     width: int
     read: Callable[[int, int], dict[str, np.ndarray]]
+    valid: Callable[[int, int], np.ndarray] | None = None
     notes: Any = None
 
 
@@ -46,16 +58,34 @@ def config_name(folder: Path, files: Sequence[ImageFile], tile_size: int, stride
     return f"{title}-{tile_size}-{stride}{way}-{fingerprint(files, tile_size, stride)}"
 
 
-def tile_features(*, mask: bool) -> tfds.features.FeaturesDict:
-    """What a record holds: the tile, its mask where there is one, its file and its upper left corner."""
-    features: dict[str, Any] = {"image": tfds.features.Image(shape=(None, None, 3), encoding_format="png")}
+def tile_features(layout: Layout, tile_size: int, *, mask: bool) -> tfds.features.FeaturesDict:
+    """What a record holds: the tile, its mask where there is one, its file and its upper left corner.
+
+    Args:
+        layout: of the tile; three bands of 8 bits are stored as PNG, others as compressed arrays.
+        tile_size: side of a tile in pixels.
+        mask: whether there is a mask.
+
+    Returns:
+        the features.
+    """
+    shape, encoding = (tile_size, tile_size, len(layout.numbers)), tfds.features.Encoding.ZLIB
+    features: dict[str, Any] = {
+        "image": tfds.features.Tensor(shape=shape, dtype=np.dtype(layout.dtype), encoding=encoding)
+    }
+    if _is_picture(layout):
+        features["image"] = tfds.features.Image(shape=(None, None, 3), encoding_format="png")
     if mask:
         features["mask"] = tfds.features.Image(shape=(None, None, 1), encoding_format="png")
     return tfds.features.FeaturesDict(features | {"file": tfds.features.Text(), "y": np.int32, "x": np.int32})
 
 
+def _is_picture(layout: Layout) -> bool:
+    return layout.dtype == "uint8" and len(layout.numbers) == 3
+
+
 def encode_tile(tile: np.ndarray) -> io.BytesIO:
-    """A tile as the PNG bytes that TFDS stores without TensorFlow."""
+    """A mask or a tile of three 8-bit bands as the PNG bytes that TFDS stores without TensorFlow."""
     encoded = io.BytesIO()
     # The fastest level: aerial images hardly get smaller with more work.
     Image.fromarray(np.ascontiguousarray(tile)).save(encoded, "png", compress_level=1)
@@ -67,25 +97,27 @@ def cut_files(
     notes: Any,
     folder: Path,
     files: Sequence[ImageFile],
-    opened: Callable[[str], AbstractContextManager[Bands]],
+    opened: Callable[[str], AbstractContextManager[Layers]],
     *,
     tile_size: int,
     stride: int,
+    layout: Layout = RGB_LAYOUT,
     skipped: Sequence[tuple[str, str]] = (),
 ) -> Iterator[tuple[int, dict]]:
     """The examples of a folder, in the order of file, y, x; files that cannot be opened are skipped and named.
 
-    A tile whose mask has no labelled pixel is left out.
+    A tile of which fewer than half of the pixels are valid, or whose mask has no labelled pixel, is left out.
 
     Args:
         notes: the builder's metadata, which gets `folder`, `tile_size`, `stride`, `files` (name, height, width),
-            `skipped` (name, reason), and where there are any the files' `notes`, `barren` files (name, reason) and
-            which tiles were `kept`.
+            `skipped` (name, reason), `bands` (as measured on the tiles), and where there are any the files' `notes`,
+            `barren` files (name, reason), the number of `nodata` tiles and which tiles were `kept`.
         folder: the folder.
         files: its files.
         opened: opens a file by name once all of it has been found readable.
         tile_size: side of a tile in pixels.
         stride: distance between neighbouring tiles in pixels.
+        layout: of the images.
         skipped: name and reason of files that were skipped before.
 
     Yields:
@@ -98,7 +130,13 @@ def cut_files(
     used: list[list] = []
     unusable: list[list[str]] = [list(pair) for pair in skipped]
     barren: list[list[str]] = []
-    noted, kept, key = [], [], 0
+    noted, kept, key, nodata = [], [], 0, 0
+    sample = PixelSample(layout)
+    pictures = {"mask", "image"} if _is_picture(layout) else {"mask"}
+
+    def encode(tile: dict[str, np.ndarray]) -> dict[str, Any]:
+        return {name: encode_tile(array) if name in pictures else array for name, array in tile.items()}
+
     with (
         concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool,  # zlib works without the GIL
         counter(files, desc=f"preparing {folder.name}", unit="file") as progress,
@@ -106,36 +144,48 @@ def cut_files(
         for file in progress:
             with contextlib.ExitStack() as stack:
                 try:
-                    bands = stack.enter_context(opened(file.name))
+                    layers = stack.enter_context(opened(file.name))
                 except (MemoryError, LabelError):
                     raise
                 except Exception as error:  # decoders answer a broken file with anything
                     unusable.append([file.name, reason(error)])
                     continue
-                used.append([file.name, bands.height, bands.width])
-                noted.append(bands.notes)
-                positions = tile_positions(bands.height, bands.width, tile_size, stride)
-                before = key
+                used.append([file.name, layers.height, layers.width])
+                noted.append(layers.notes)
+                positions = tile_positions(layers.height, layers.width, tile_size, stride)
+                before = key, nodata
                 for y, row in itertools.groupby(positions.tolist(), key=lambda position: position[0]):
-                    layers = bands.read(y, y + tile_size)
-                    xs = np.array([x for _, x in row])
-                    labelled = [_has_label(layers, x, tile_size) for x in xs]
-                    kept += labelled
-                    xs = xs[labelled].tolist()
-                    tiles = [pool.map(encode_tile, [a[:, x : x + tile_size] for x in xs]) for a in layers.values()]
-                    for x, *encoded in zip(xs, *tiles, strict=True):
-                        example = dict(zip(layers, encoded, strict=True))
+                    strips = layers.read(y, y + tile_size)
+                    if layers.valid is not None:
+                        strips["valid"] = layers.valid(y, y + tile_size)
+                    tiles = [(x, {name: strip[:, x : x + tile_size] for name, strip in strips.items()}) for _, x in row]
+                    counted = [_has_image(tile) for _, tile in tiles]
+                    use = [good and _has_label(tile) for good, (_, tile) in zip(counted, tiles, strict=True)]
+                    nodata += counted.count(False)
+                    kept += use
+                    tiles = list(itertools.compress(tiles, use))
+                    for _, tile in tiles:
+                        sample.add(tile["image"], tile.pop("valid", None))
+                    for (x, _), example in zip(tiles, pool.map(encode, (tile for _, tile in tiles)), strict=True):
                         yield key, example | {"file": os.fsencode(file.name), "y": y, "x": x}
                         key += 1
                     progress.set_postfix(tiles=key, refresh=False)
                     progress.update(0)
-                if key == before:
-                    barren.append([file.name, "no pixel is labelled" if len(positions) else "smaller than a tile"])
+                if key == before[0]:
+                    dropped = nodata - before[1] == len(positions)
+                    why = "nearly all of it is nodata" if dropped else "no pixel is labelled"
+                    barren.append([file.name, why if len(positions) else "smaller than a tile"])
     log_skipped(unusable, folder)
     if not used:
         raise ValueError(
             f"No image in {folder} can be used ({len(unusable)} skipped, the first because {unusable[0][1]}): "
-            f"add 8-bit images of at least {tile_size}x{tile_size} pixels or set a smaller tile_size."
+            f"add images of at least {tile_size}x{tile_size} pixels, of {', '.join(DTYPES[:-1])} or {DTYPES[-1]}, "
+            "or set a smaller tile_size."
+        )
+    if nodata and nodata == len(kept):
+        raise ValueError(
+            f"More than half of every tile of {tile_size}x{tile_size} pixels in {folder} is nodata: set a smaller "
+            "tile_size, or check the files' nodata values and alpha channels."
         )
     if not key:
         raise ValueError(
@@ -143,17 +193,25 @@ def cut_files(
             "check the classes, the ignored ids and rectangles."
         )
     notes.update(folder=os.fspath(folder), tile_size=tile_size, stride=stride, files={"train": used}, skipped=unusable)
+    notes.update(bands=sample.bands().asdict())
     if any(noted):
         notes.update(notes=noted)
     if barren:
         log_barren(barren, folder)
         notes.update(barren=barren)
+    if nodata:
+        log_nodata(nodata, folder)
+        notes.update(nodata=nodata)
     if not all(kept):
         notes.update(kept=base64.b85encode(np.packbits(kept).tobytes()).decode())
 
 
-def _has_label(layers: dict[str, np.ndarray], x: int, tile_size: int) -> bool:
-    return "mask" not in layers or bool((layers["mask"][:, x : x + tile_size] != IGNORE).any())
+def _has_image(tile: dict[str, np.ndarray]) -> bool:
+    return "valid" not in tile or bool(tile["valid"].mean() >= 0.5)
+
+
+def _has_label(tile: dict[str, np.ndarray]) -> bool:
+    return "mask" not in tile or bool((tile["mask"] != IGNORE).any())
 
 
 def kept_tiles(notes: dict[str, Any], count: int) -> np.ndarray:
@@ -174,6 +232,12 @@ def log_barren(barren: Sequence[Sequence[str]], folder: str | os.PathLike) -> No
     """One warning that counts and names the files that can be read and give no tile."""
     if barren:
         logging.warning("%d image file(s) of %s give no training tile:%s", len(barren), folder, _named(barren))
+
+
+def log_nodata(tiles: int, folder: str | os.PathLike) -> None:
+    """One line that counts the tiles that were left out because most of their pixels hold no image."""
+    if tiles:
+        logging.info("Left out %d tile(s) of %s, of which fewer than half of the pixels hold data.", tiles, folder)
 
 
 def _named(files: Sequence[Sequence[str]]) -> str:
