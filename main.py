@@ -10,6 +10,7 @@ from ml_collections import config_flags
 from grass_jax import pretrain, schemas, sharding
 from grass_jax.checkpoint import ResumeError
 from grass_jax.config import ConfigError
+from grass_jax.interop import export
 from grass_jax.report.terminal import show_plain_messages
 from grass_jax.segment import apply, finetune
 from grass_jax.train import DivergedError
@@ -24,6 +25,7 @@ TASKS = {
     "segment": finetune.run,
     "evaluate": apply.evaluate_model,
     "predict": apply.predict_images,
+    "export": export.run,
 }
 
 

@@ -33,6 +33,32 @@ def section(**changes: Any) -> dict[str, Any]:
     } | changes
 
 
+def bands() -> dict[str, Any]:
+    """Returns a section `bands`: which bands of the images are read and how; what is empty comes from the data."""
+    return {
+        "numbers": (),  # of the bands in the files, from 1, in the order of the network's channels; empty: all
+        "rgb": (),  # which of them are red, green and blue; empty: what the files say, or 1, 2, 3 of three or four
+        "dtype": "",  # of the stored images: uint8, uint16 or float32; empty: what the files hold
+        # Stored values that become 0 and 1; empty: 0 and 255 for 8 bits, else the percentiles 0.5 and 99.5.
+        "low": (),
+        "high": (),
+        # In [0, 1], for every band; empty: measured, and for red, green and blue of 8 bits alone those of ImageNet,
+        # by which the original normalises and which published weights expect.
+        "mean": (),
+        "std": (),
+    }
+
+
+def start() -> dict[str, Any]:
+    """Returns the keys that say where the encoder's weights come from."""
+    return {
+        "init": "",  # workdir of a pretraining run, or a file of weights (.safetensors, .pth); empty: random
+        "init_step": 0,  # of a checkpoint that the run has kept, such as the end of the warm-up; 0: the newest
+        "init_prefix": "",  # of a file with several networks: what stands before conv1.weight in the one to take
+        "init_ignore": r"(^|\.)(fc|classifier|head\.fc)\.",  # pattern of names in a file that are left out: classifiers
+    }
+
+
 def scoring() -> dict[str, Any]:
     """Returns a section `evaluate`: how whole scenes are scored, in blended windows."""
     return {
@@ -70,5 +96,10 @@ DUBAI_PROBE = {**DUBAI, "validation": "part006"}
 # New scenes, harder: areas 1, 2 and 5 test; 4, 7 and 8 overlap and stay together.
 DUBAI_NEW_SCENE = section(**_DUBAI, test=r"tile[125]_")
 DUBAI_NEW_SCENE_PROBE = {**DUBAI_NEW_SCENE, "validation": r"tile6_"}
+# The published data sets: path is the folder of the archives, which hold splits and classes; masks "eroded" of the two
+# ISPRS sets leaves the pixels around boundaries out.
+POTSDAM = section(name="potsdam", masks="full", tile_size=256)
+LOVEDA_URBAN = section(name="loveda/urban", masks="full", tile_size=256)
+LOVEDA_RURAL = section(name="loveda/rural", masks="full", tile_size=256)
 SAMPLE = section(name="sample", tile_size=96)
 SAMPLE_PROBE = {**SAMPLE, "validation": "0.2"}

@@ -1,7 +1,7 @@
 """The pretraining task: from a config to phases of compiled steps on real batches, with pictures at the end of each."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,16 @@ import numpy as np
 from absl import logging
 
 from grass_jax import sharding, steps
-from grass_jax.augment import Augmentation, denormalise, two_views
+from grass_jax.augment import Augmentation, two_views
+from grass_jax.bands import Bands, denormalise
 from grass_jax.build import build_method, build_optimizer, build_schedule
 from grass_jax.checkpoint import Checkpoints, refuse_other_run
 from grass_jax.config import ConfigError
 from grass_jax.data.loader import check_batch_size, fitting_batch_size, process_batches, steps_per_epoch
+from grass_jax.data.published import PUBLISHED
+from grass_jax.data.published_sets import published_tiles
 from grass_jax.data.source import TileSource, open_tiles
+from grass_jax.initial import follow_encoder, initial_encoder, settle_bands
 from grass_jax.methods import Method
 from grass_jax.models.original_init import original_init
 from grass_jax.report import figures
@@ -52,12 +56,15 @@ def run(config: Any, workdir: str | Path) -> dict[str, Any] | None:
     began = time.monotonic()
     check_batch_size(config.batch_size, devices=jax.device_count())
     workdir, first = Path(workdir).expanduser(), jax.process_index() == 0
-    source = open_source(config.data)
+    config = follow_encoder(config, workdir)
+    source = open_source(config.data, config.bands.numbers)
+    settle_bands(config, source.bands)
     mesh = sharding.make_mesh()
     batch_size = fitting_batch_size(config.batch_size, tiles=len(source), devices=mesh.size)
     length = steps_per_epoch(source, batch_size)
     ends = np.cumsum([config[name].epochs * length for name in config.phases]).tolist()
     last_steps = dict(zip(config.phases, ends, strict=True))
+    start = "initial encoder" if config.init else "random encoder"
     init_key, run_key = jax.random.split(jax.random.key(config.seed))
     data = {"tiles": len(source), "batch_size": batch_size, "tiles_digest": source.digest()}
     with Checkpoints(workdir, keep=config.checkpoint.keep, keep_steps=tuple(ends)) as checkpoints:
@@ -75,15 +82,21 @@ def run(config: Any, workdir: str | Path) -> dict[str, Any] | None:
                 )
                 if first:
                     write_json(workdir / "config.json", {"config": plain, "data": data, "environment": environment()})
-                task = pretraining_task(config, source, init_key, batch_size=batch_size, ends=ends, workdir=workdir)
+                encoder = initial_encoder(config) if "random" in late else None
+                task = pretraining_task(
+                    config, source, init_key, batch_size=batch_size, ends=ends, workdir=workdir, encoder=encoder
+                )
                 watch_afterwards(task, late, checkpoints, workdir, mesh)
             if first and (late or not (workdir / "summary.json").exists()):  # or killed just before it was written
-                finish(workdir, steps=done, tiles=len(source), more=watched(workdir, last_steps))
+                finish(workdir, steps=done, tiles=len(source), more=watched(workdir, last_steps, start=start))
             return None
         if first:
             (workdir / "summary.json").unlink(missing_ok=True)  # of a shorter run that this one continues
             write_json(workdir / "config.json", {"config": plain, "data": data, "environment": environment()})
-        task = pretraining_task(config, source, init_key, batch_size=batch_size, ends=ends, workdir=workdir)
+        encoder = None if done else initial_encoder(config)
+        task = pretraining_task(
+            config, source, init_key, batch_size=batch_size, ends=ends, workdir=workdir, encoder=encoder
+        )
         logging.info(
             "%s: %d tiles, %d steps an epoch of %d tiles, %d steps in %s, on %d %s.",
             *(workdir, len(source), length, batch_size, ends[-1], " and ".join(config.phases)),
@@ -110,46 +123,56 @@ def run(config: Any, workdir: str | Path) -> dict[str, Any] | None:
     if not first:
         return None
     seconds = time.monotonic() - began
-    return finish(workdir, steps=ends[-1], tiles=len(source), seconds=seconds, more=watched(workdir, last_steps))
+    return finish(
+        workdir, steps=ends[-1], tiles=len(source), seconds=seconds, more=watched(workdir, last_steps, start=start)
+    )
 
 
-def open_source(data: Any) -> TileSource:
+def open_source(data: Any, numbers: Sequence[int] = ()) -> TileSource:
     """Opens, and on first use prepares, the tiles of a config's `data` section.
+
+    Args:
+        data: the section.
+        numbers: of the bands, from 1; empty takes all.
 
     Raises:
         ConfigError: the data cannot be had as it is described.
     """
+    path, name, _, region = data.path or None, *data.name.partition("/")
+    tiling = {"tile_size": data.tile_size, "stride": data.stride or None, "data_dir": data.data_dir or None}
     try:
-        return open_tiles(
-            data.name,
-            path=data.path or None,
-            tile_size=data.tile_size,
-            stride=data.stride or None,
-            exclude=data.exclude,
-            split=data.split,
-            data_dir=data.data_dir or None,
-        )
+        if data.name in PUBLISHED:
+            return published_tiles(name, path, region=region, numbers=numbers, **tiling)
+        return open_tiles(name, path=path, exclude=data.exclude, split=data.split, numbers=numbers, **tiling)
     except (ValueError, OSError) as error:
         raise ConfigError(str(error)) from error
 
 
 def pretraining_task(
-    config: Any, source: TileSource, init_key: jax.Array, *, batch_size: int, ends: list[int], workdir: Path
+    config: Any,
+    source: TileSource,
+    init_key: jax.Array,
+    *,
+    batch_size: int,
+    ends: list[int],
+    workdir: Path,
+    encoder: dict[str, Any] | None = None,
 ) -> Task:
     """Puts together what the loop runs.
 
     Args:
-        config: checked.
+        config: checked, its encoder followed and its bands settled.
         source: the tiles.
         init_key: of the initial parameters.
         batch_size: tiles of a global batch.
         ends: last step of each phase, counted over the run.
         workdir: where pictures go.
+        encoder: from `initial_encoder`; None starts from random weights.
 
     Returns:
         The task.
     """
-    augmentation = Augmentation(**config.augment)
+    augmentation = Augmentation(**config.augment, bands=Bands(**config.bands.to_dict()))
     method, schedule = build_method(config), build_schedule(config, ends)
     optimizer = build_optimizer(config, schedule)
     hp = GuidanceSettings(**config.guidance)
@@ -162,18 +185,19 @@ def pretraining_task(
         "warmup_step": partial(steps.warmup_step, **shared),
         "gs_step": partial(steps.gs_step, hp=hp, **shared),
     }
-    init = partial(
+    random = partial(
         create_state,
         init_key,
         method,
         optimizer,
         size=augmentation.size,
+        bands=len(augmentation.bands),
         reinitialise=original_init if config.model.init == "original" else None,
     )
     pictures = guidance_pictures(config, source, method, augment, hp, augmentation, workdir)
     length = steps_per_epoch(source, batch_size)
     return Task(
-        init=init,
+        init=partial(random, encoder=encoder),
         phases=phases_of(config.phases, [step_functions[config[name].step] for name in config.phases], ends),
         batches=partial(process_batches, source, batch_size=batch_size, seed=config.seed, workers=config.data.workers),
         batch_size=batch_size,
@@ -182,7 +206,7 @@ def pretraining_task(
         watch=fallback_watch(length),
         hooks=(
             Hook(pictures),
-            *watching_hooks(config, method, init, augmentation, hp, workdir, length),
+            *watching_hooks(config, method, random, augmentation, hp, workdir, length),
         ),
     )
 
@@ -231,7 +255,7 @@ def guidance_pictures(
         guidance, _ = guide(state, views, method=method, hp=hp)
         guided = crop_boxes(views, guidance.boxes)
         first = (views, guided)
-        shown = [denormalise(images[:drawn, 0], augmentation) for images in first]
+        shown = [denormalise(images[:drawn, 0], augmentation.bands) for images in first]
         return *shown, guidance.maps[:drawn, 0], guidance.boxes[:drawn, 0], guidance.fallback[:drawn, 0]
 
     def draw(phase: Phase, step: int, state: TrainState) -> dict[str, float]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from grass_jax.augment.pairs import RULES as PAIR_AUGMENTATION_RULES
 from grass_jax.augment.views import RULES as AUGMENTATION_RULES
+from grass_jax.bands import DTYPES, MAX_BANDS
 from grass_jax.config import (
     BELOW_ONE,
     NOT_NEGATIVE,
@@ -22,13 +23,21 @@ from grass_jax.config import (
     one_of,
     whole,
 )
+from grass_jax.data.published import PUBLISHED
 
 SHARED = {"task": TEXT, "name": TEXT, "preset": TEXT, "compilation_cache": TEXT}
 SEQUENCE = Rule("a list", lambda v: isinstance(v, tuple | list))
 NAMES = Rule("a list of names", lambda v: isinstance(v, tuple | list) and all(isinstance(name, str) for name in v))
 NUMBERS = Rule(
+    "a list of numbers", lambda v: isinstance(v, tuple | list) and all(number("", lambda _: True).holds(x) for x in v)
+)
+WEIGHTS = Rule(
     "a list of numbers above 0",
     lambda v: isinstance(v, tuple | list) and all(POSITIVE.holds(x) for x in v),
+)
+BANDS = Rule(
+    f"a list of up to {MAX_BANDS} different numbers of bands, from 1",
+    lambda v: SEQUENCE.holds(v) and all(map(whole(1).holds, v)) and len(set(v)) == len(v) <= MAX_BANDS,
 )
 
 # what the training loop reads, whatever the task
@@ -55,11 +64,19 @@ TRAINING = {
     "checkpoint.keep": whole(1),
     "log.every": whole(1),
     "log.tensorboard": YES_OR_NO,
+    "init": TEXT,
+    "init_step": whole(0, " (0: the newest)"),
+    "init_prefix": TEXT,
+    "init_ignore": PATTERN,
+    "bands.numbers": BANDS,
+    "bands.rgb": BANDS,
+    "bands.dtype": one_of("", *DTYPES),
+    **{f"bands.{name}": NUMBERS for name in ("low", "high", "mean", "std")},
 }
 
 # a labelled data set: images, masks, classes, and what is trained and tested on
 LABELLED = {
-    "name": one_of("sample", "segmentation_folder"),
+    "name": one_of("sample", "segmentation_folder", *PUBLISHED),
     "path": TEXT,
     "images": TEXT,
     "masks": TEXT,
@@ -101,6 +118,15 @@ def section(name: str, rules: Mapping[str, Rule]) -> dict[str, Rule]:
     return {f"{name}.{key}": rule for key, rule in rules.items()}
 
 
+def _check_archives(values: dict[str, Any], where: str) -> None:
+    path = values[f"{where}.path"]
+    if not Path(path or "?").expanduser().is_dir():
+        raise ConfigError(
+            f"config.{where}.path must be the folder of the archives of {values[f'{where}.name']}, or of what they "
+            f"hold, given with --config.{where}.path=FOLDER, not {path!r}."
+        )
+
+
 def _check_labelled(values: dict[str, Any], where: str) -> None:
     path, name = values[f"{where}.path"], values[f"{where}.name"]
     if name == "sample" and path:
@@ -108,6 +134,14 @@ def _check_labelled(values: dict[str, Any], where: str) -> None:
             f"config.{where}.path is given but config.{where}.name is 'sample': choose a preset for folders, or leave "
             "the path out."
         )
+    if name in PUBLISHED:
+        _check_archives(values, where)
+        if values[f"{where}.classes"]:
+            raise ConfigError(f"config.{where}.classes of {name} are its own: leave it empty.")
+        if values[f"{where}.masks"] not in ("full", "eroded"):
+            raise ConfigError(
+                f"config.{where}.masks of {name} must be 'full' or 'eroded', not {values[f'{where}.masks']!r}."
+            )
     if name == "segmentation_folder":
         if not Path(path or "?").expanduser().is_dir():
             raise ConfigError(
@@ -128,6 +162,12 @@ def _check_pretraining(values: dict[str, Any]) -> None:
             "config.data.path is given but config.data.name is 'sample': use --config=configs/gs.py:folder, or leave "
             "the path out."
         )
+    if values["data.name"] in PUBLISHED:
+        _check_archives(values, "data")
+        if values["data.split"] != "train":
+            raise ConfigError("config.data.split must be 'train': pretraining must not see the test part.")
+        if values["data.exclude"]:
+            raise ConfigError(f"config.data.exclude is for folders: {values['data.name']} has its own training part.")
     if values["data.name"] == "image_folder" and values["data.split"] != "train":
         raise ConfigError(f"config.data.split of an image_folder must be 'train', not {values['data.split']!r}.")
     if values["data.name"] == "image_folder" and not Path(values["data.path"] or "?").expanduser().is_dir():
@@ -153,7 +193,7 @@ PRETRAINING = Schema(
     rules={
         **SHARED,
         **TRAINING,
-        "data.name": one_of("sample", "image_folder"),
+        "data.name": one_of("sample", "image_folder", *PUBLISHED),
         "data.path": TEXT,
         "data.exclude": PATTERN,
         "data.split": one_of("train", "val"),
@@ -188,7 +228,7 @@ PRETRAINING = Schema(
 def _check_segmentation(values: dict[str, Any]) -> None:
     _check_labelled(values, "data")
     weights = values["loss.class_weights"]
-    if weights and values["data.name"] != "sample" and len(weights) != len(values["data.classes"]):
+    if weights and values["data.name"] == "segmentation_folder" and len(weights) != len(values["data.classes"]):
         raise ConfigError(
             f"config.loss.class_weights must hold a number for each of the {len(values['data.classes'])} classes, or "
             f"none, not {len(weights)}."
@@ -199,8 +239,6 @@ SEGMENTATION = Schema(
     rules={
         **SHARED,
         **TRAINING,
-        "init": TEXT,
-        "init_step": whole(0, " (0: the newest)"),
         **BUDGET,
         **section("data", LABELLED),
         "data.workers": whole(0),
@@ -210,7 +248,7 @@ SEGMENTATION = Schema(
         "head.channels": whole(1),
         "head.dropout": BELOW_ONE,
         "encoder_rate": NOT_NEGATIVE,
-        "loss.class_weights": NUMBERS,
+        "loss.class_weights": WEIGHTS,
         "l2": POSITIVE,
         "schedule.name": one_of("cosine", "poly"),
         "schedule.power": POSITIVE,
@@ -250,7 +288,28 @@ PREDICTION = Schema(
     together=lambda values: None,
 )
 
-SCHEMAS = {"pretrain": PRETRAINING, "segment": SEGMENTATION, "evaluate": EVALUATION, "predict": PREDICTION}
+EXPORT = Schema(
+    rules={
+        **SHARED,
+        "model": TEXT,
+        "model_step": whole(0, " (0: the one that counts)"),
+        "output": TEXT,
+        "format": one_of("torchvision", "timm", "mmsegmentation"),
+        "part": one_of("", "encoder"),
+        "licence": TEXT,
+        "data": TEXT,
+    },
+    phase_rules={},
+    together=lambda values: None,
+)
+
+SCHEMAS = {
+    "pretrain": PRETRAINING,
+    "segment": SEGMENTATION,
+    "evaluate": EVALUATION,
+    "predict": PREDICTION,
+    "export": EXPORT,
+}
 
 
 def check(config: Mapping[str, Any] | Any) -> None:

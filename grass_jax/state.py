@@ -1,6 +1,6 @@
 """What training carries from step to step: arrays, nothing else."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from grass_jax.augment.bands import normalise, unit_range
+from grass_jax.bands import Bands, normalise, unit_range
 from grass_jax.checkpoint import restore_part, run_config
 from grass_jax.methods import Method
 from grass_jax.models import build_encoder
@@ -42,6 +42,7 @@ def create_state(
     size: int,
     bands: int = 3,
     reinitialise: Callable[[jax.Array, Any], Any] | None = None,
+    encoder: Mapping[str, Any] | None = None,
 ) -> TrainState:
     """Makes the state before the first step.
 
@@ -52,19 +53,23 @@ def create_state(
         size: view size s in pixels.
         bands: channels c of a view.
         reinitialise: (key, params) -> params, e.g. `models.original_init`; None keeps the modules' own initialisers.
+        encoder: `params` and `batch_stats` to start from; None leaves the encoder random.
 
     Returns:
         The state, on the default device.
     """
 
     @jax.jit
-    def init(key: jax.Array) -> TrainState:
+    def init(key: jax.Array, encoder: Mapping[str, Any] | None) -> TrainState:
         params, stats, extra = method.init(key, jnp.zeros((2, 2, size, size, bands)))
         if reinitialise is not None:
             params = reinitialise(key, params)
+        if encoder is not None:
+            params = {**params, "encoder": encoder["params"]}
+            stats = {**stats, "encoder": encoder["batch_stats"]}
         return TrainState(jnp.zeros((), jnp.int32), params, stats, optimizer.init(params), extra)
 
-    return init(key)
+    return init(key, encoder)
 
 
 class Encoder(NamedTuple):
@@ -73,18 +78,16 @@ class Encoder(NamedTuple):
     Attributes:
         module: the Flax module; `module.apply(variables, normalised_images, train=False)`.
         variables: `params` and `batch_stats`.
-        mean: of the bands of the training views, in [0, 1].
-        std: likewise.
+        bands: of the images that it reads, with their normalisation.
     """
 
     module: nn.Module
     variables: dict[str, Any]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    bands: Bands
 
     def __call__(self, images: jax.typing.ArrayLike) -> jax.Array:
-        """Encodes images (n, s, s, c), uint8 or float in [0, 1], to features (n, h, w, d)."""
-        views = normalise(unit_range(jnp.asarray(images)), self)
+        """Encodes images (n, s, s, c) as stored to features (n, h, w, d); see `bands.unit_range` for floats."""
+        views = normalise(unit_range(jnp.asarray(images), self.bands), self.bands)
         return self.module.apply(self.variables, views, train=False)  # pyright: ignore[reportReturnType]
 
 
@@ -102,9 +105,14 @@ def load_encoder(workdir: str | Path, step: int | None = None) -> Encoder:
         FileNotFoundError: there is no run, or no checkpoint of that step.
     """
     config = run_config(workdir, task="pretrain")
-    module = build_encoder(**config["model"])
-    shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)), train=False))
+    module, bands = build_encoder(**config["model"]), Bands(**config["bands"])
+    shapes = variable_shapes(module, len(bands))
     wanted = {"params": {"encoder": shapes["params"]}, "stats": {"encoder": shapes["batch_stats"]}}
     restored = restore_part(workdir, wanted, step)
     variables = {"params": restored["params"]["encoder"], "batch_stats": restored["stats"]["encoder"]}
-    return Encoder(module, variables, tuple(config["augment"]["mean"]), tuple(config["augment"]["std"]))
+    return Encoder(module, variables, bands)
+
+
+def variable_shapes(module: nn.Module, bands: int) -> Any:
+    """Shapes and dtypes of a network's `params` and `batch_stats` for images of so many bands."""
+    return jax.eval_shape(lambda: module.init(jax.random.key(0), jnp.zeros((1, 64, 64, bands)), train=False))

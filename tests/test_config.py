@@ -5,7 +5,7 @@ import re
 import pytest
 from ml_collections import ConfigDict
 
-from configs import evaluate, gs, predict, segment
+from configs import evaluate, export, gs, predict, segment
 from grass_jax.config import ConfigError, differing, flatten, phase_length
 from grass_jax.schemas import PRETRAINING, SCHEMAS, check
 
@@ -64,9 +64,12 @@ GOOD = {
         "saturation": 0.8,
         "hue": 0.2,
         "blur_sigma": (0.1, 2.0),
-        "mean": (0.485, 0.456, 0.406),
-        "std": (0.229, 0.224, 0.225),
     },
+    "bands": {"numbers": (), "rgb": (), "dtype": "", "low": (), "high": (), "mean": (), "std": ()},
+    "init": "",
+    "init_step": 0,
+    "init_prefix": "",
+    "init_ignore": "",
     "model": {"name": "resnet18", "width": 16, "output_stride": 16, "dtype": "float32", "init": "torchvision"},
     "head": {"hidden": 0, "embedding": 64, "relu": True},
     "temperature": 0.5,
@@ -160,8 +163,17 @@ CASES = {
     "augment.saturation": SIZES,
     "augment.hue": ((0, 0.5), (-0.1, 0.51, True)),
     "augment.blur_sigma": (((0.5, 0.5), (1, 3)), ((0, 1), (2, 1), 1.0)),
-    "augment.mean": (((0, 0, 0), [0.5, 0.5, 0.5]), ((0.5, 0.5), 0.5, (0, 0, "0"), (0, 0, NAN))),
-    "augment.std": (((1, 1, 1),), ((1, 1), (1, 1, 0), (1, 1, -1), 1)),
+    "bands.numbers": (((), (1,), [4, 2, 1]), ((0,), (1, 1), (1.0,), 3, "3", tuple(range(1, 18)))),
+    "bands.rgb": (((), (3, 2, 1)), ((0, 1, 2), None)),
+    "bands.dtype": (("", "uint8", "uint16", "float32"), ("int32", None)),
+    "bands.low": (((), (0, -1.5)), ((NAN,), ("0",), 0)),
+    "bands.high": (((), [255, 1e4]), ((INF,), 255)),
+    "bands.mean": (((0, 0, 0), [0.5, 0.5, 0.5]), (0.5, (0, 0, "0"), (0, 0, NAN))),
+    "bands.std": (((1, 1, 1),), ((1, "1"), 1)),
+    "init": TEXTS,
+    "init_step": ((0, 12), (-1, 1.5)),
+    "init_prefix": TEXTS,
+    "init_ignore": (("", r"^fc\."), ("(", None)),
     "model.name": (("resnet18", "resnet34", "resnet50", "resnet101"), ("resnet152", "ResNet50", None)),
     "model.width": ((4, 64), (0, 2, 6, 64.0, True)),
     "model.output_stride": ((8, 16, 32), (4, 12, 64, 32.0, "32")),
@@ -372,7 +384,7 @@ def test_a_probe_that_is_on_needs_its_data(tmp_path):
 
 
 def test_every_task_has_a_config():
-    assert SCHEMAS.keys() == {file.get_config().task for file in (gs, segment, evaluate, predict)}
+    assert SCHEMAS.keys() == {file.get_config().task for file in (gs, segment, evaluate, predict, export)}
 
 
 def test_a_phase_says_its_length_in_epochs_or_steps():

@@ -11,7 +11,7 @@ from grass_jax.schemas import check
 @pytest.mark.parametrize("file", [gs, warmup])
 def test_every_preset_passes_the_check(file, preset, tmp_path):
     config = file.get_config(preset)
-    if config.data.name == "image_folder":
+    if config.data.name != "sample":
         config.data.path = str(tmp_path)
     if config.probe.data.name == "segmentation_folder":
         config.probe.data.path = str(tmp_path)
@@ -23,7 +23,7 @@ def test_every_preset_passes_the_check(file, preset, tmp_path):
 @pytest.mark.parametrize(("file", "preset"), [(f, p) for f in (segment, evaluate) for p in f.PRESETS])
 def test_every_preset_of_segmentation_passes_the_check(file, preset, tmp_path):
     config = file.get_config(preset)
-    if config.data.name == "segmentation_folder":
+    if config.data.name != "sample":
         config.data.path = str(tmp_path)
         if preset.startswith("folder"):
             config.data.classes = ("town", "country")
@@ -38,7 +38,7 @@ def test_an_unknown_preset_of_segmentation_names_the_known_ones(file):
 
 
 def test_an_unknown_preset_names_the_known_ones():
-    with pytest.raises(ValueError, match=r"sample, folder, dubai, .*, reference, not 'huge'"):
+    with pytest.raises(ValueError, match=r"sample, folder, dubai, .*, potsdam, .*, reference, not 'huge'"):
         gs.get_config("huge")
 
 
@@ -63,8 +63,8 @@ def test_reference_is_the_originals_configuration():
         "augment.greyscale": 0.2,
         "augment.blur": 0.5,
         "augment.blur_sigma": (0.1, 2.0),
-        "augment.mean": (0.485, 0.456, 0.406),
-        "augment.std": (0.229, 0.224, 0.225),
+        "bands.mean": (0.485, 0.456, 0.406),
+        "bands.std": (0.229, 0.224, 0.225),
         "model.name": "resnet50",
         "model.width": 64,
         "model.output_stride": 32,

@@ -118,9 +118,13 @@ def test_another_config_in_the_same_folder_is_refused(finished, tiny):
         pretrain.run(tiny(**{"warmup.epochs": 3}), workdir)
     with pytest.raises(ResumeError, match=r"gs\.epochs"):
         pretrain.run(tiny(**{"gs.epochs": 1}), workdir)
-    data = json.loads((workdir / "config.json").read_text())["data"] | {"tiles_digest": "others"}
+    with pytest.raises(ResumeError, match=r"\(bands\.mean\)"):
+        pretrain.run(tiny(**{"bands.mean": (0.5, 0.5, 0.5)}), workdir)
+    begun = json.loads((workdir / "config.json").read_text())
     with pytest.raises(ResumeError, match="30 tiles in batches of 8"):
-        refuse_other_run(workdir, tiny().to_dict(), data, steps_per_epoch=3, done=12)
+        refuse_other_run(
+            workdir, begun["config"], begun["data"] | {"tiles_digest": "others"}, steps_per_epoch=3, done=12
+        )
 
 
 def test_a_longer_training_goes_on(tiny, one_device, tmp_path, monkeypatch):

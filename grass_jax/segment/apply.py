@@ -10,7 +10,7 @@ import numpy as np
 from absl import logging
 
 from grass_jax.config import ConfigError
-from grass_jax.data.landscape import CLASS_NAMES, landscape
+from grass_jax.data.landscape import landscape
 from grass_jax.report.atomic import replacing
 from grass_jax.report.environment import environment
 from grass_jax.report.log import write_json
@@ -47,17 +47,18 @@ def evaluate_model(config: Any, workdir: str | Path) -> dict[str, Any] | None:
     if old.exists() and {key: json.loads(old.read_text()).get(key) for key in what} != json.loads(json.dumps(what)):
         raise ConfigError(f"{workdir} holds the scores of another model or data set: give another --workdir.")
     check_class_names(config.evaluate.without, network.classes)
-    sample = config.data.name == "sample"
-    classes = CLASS_NAMES if sample else tuple(config.data.classes)
+    folder = config.data.name == "segmentation_folder"
+    labelled = None if folder else open_data(config.data, numbers=network.bands.numbers)
+    classes = labelled.classes if labelled else tuple(config.data.classes)
     if classes != network.classes:
         known, given = ", ".join(network.classes), ", ".join(classes)
         advice = (
             "score it on a folder, with --config=configs/evaluate.py:folder --config.data.path=FOLDER."
-            if sample
+            if not folder
             else "name the model's, in its order, and their ids or colours in config.data.mask_values."
         )
         raise ConfigError(f"The model knows the classes {known}, and the data's are {given}: {advice}")
-    scenes = open_data(config.data).test if sample else open_all_scenes(config.data)
+    scenes = labelled.test if labelled else open_all_scenes(config.data, network.bands)
     logging.info("Scoring %s on %d scenes.", config.model, len(scenes))
     settings = config.evaluate
     evaluation = evaluate(
@@ -67,6 +68,7 @@ def evaluate_model(config: Any, workdir: str | Path) -> dict[str, Any] | None:
         window=settings.window or network.window,
         overlap=settings.overlap,
         batch_size=settings.batch_size,
+        bands=network.bands,
         boundary=settings.boundary,
         without=settings.without,
         pictures=settings.figure_scenes,
@@ -105,6 +107,7 @@ def predict_images(config: Any, workdir: str | Path) -> dict[str, Any]:
             config.output or workdir,
             classes=network.classes,
             colours=network.colours,
+            bands=network.bands,
             window=config.window or network.window,
             overlap=config.overlap,
             batch_size=-(-config.batch_size // devices) * devices,

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from absl import logging
 
+from grass_jax.bands import RGB, Bands, picture
 from grass_jax.config import ConfigError
 from grass_jax.data.labelled import LabelledScene, OpenedScene
 from grass_jax.data.labels import IGNORE
@@ -54,6 +55,7 @@ def evaluate(
     window: int,
     overlap: float,
     batch_size: int,
+    bands: Bands = RGB,
     boundary: int = 0,
     without: Sequence[str] = (),
     pictures: int = 0,
@@ -70,6 +72,7 @@ def evaluate(
         window: side of a window, pixels.
         overlap: share of a window that it has in common with the next one.
         batch_size: windows at once; rounded up to a multiple of the devices.
+        bands: of the scenes, for the pictures.
         boundary: tolerance of the boundary F1 in pixels; 0 leaves it out.
         without: classes for `miou_without`.
         pictures: number of scenes of which a crop is kept.
@@ -98,7 +101,7 @@ def evaluate(
             if boundary:
                 boundaries += boundary_counts(truth, prediction, k, boundary)
             if len(kept) < pictures:
-                kept.append(_picture(scenes[own[index]].name, opened, truth, prediction))
+                kept.append(_picture(scenes[own[index]].name, opened, truth, prediction, bands))
             progress.update()
     matrices = sum_over_processes(matrices)
     total = matrices.sum(0)
@@ -151,7 +154,7 @@ def predict_scenes(
             yield current, opened.pop(current), prediction
 
 
-def _picture(name: str, opened: OpenedScene, truth: np.ndarray, prediction: np.ndarray) -> Picture:
+def _picture(name: str, opened: OpenedScene, truth: np.ndarray, prediction: np.ndarray, bands: Bands) -> Picture:
     """The crop whose labelled pixels are the most mixed, of a grid of crops."""
     height, width = truth.shape
     size_y, size_x = min(PICTURE, height), min(PICTURE, width)
@@ -169,7 +172,7 @@ def _picture(name: str, opened: OpenedScene, truth: np.ndarray, prediction: np.n
 
     y, x = max(corners, key=variety)
     rows, columns = slice(y, y + size_y), slice(x, x + size_x)
-    image = opened.rows(y, y + size_y)[:, columns]
+    image = picture(opened.rows(y, y + size_y)[:, columns], bands)
     return Picture(name, image, truth[rows, columns], prediction[rows, columns])
 
 

@@ -14,11 +14,13 @@ from absl import logging
 
 from grass_jax import sharding
 from grass_jax.augment.pairs import PairAugmentation, augment_pairs
+from grass_jax.bands import Bands
 from grass_jax.build import build_optimizer, build_schedule
 from grass_jax.checkpoint import Checkpoints, refuse_other_run
 from grass_jax.data.budget import write_labels
 from grass_jax.data.loader import check_batch_size, fitting_batch_size, process_batches, steps_per_epoch
 from grass_jax.data.source import TileSource
+from grass_jax.initial import follow_encoder, initial_encoder, seen_in_pretraining, settle_bands
 from grass_jax.models import build_encoder, build_segmenter
 from grass_jax.optim import scale_encoder
 from grass_jax.report.environment import environment
@@ -26,7 +28,6 @@ from grass_jax.report.log import write_json
 from grass_jax.report.summary import finish
 from grass_jax.schemas import check
 from grass_jax.segment.evaluate import Evaluation, check_class_names, draw_evaluation, evaluate, log_scores
-from grass_jax.segment.initial import follow_encoder, initial_encoder, seen_in_pretraining
 from grass_jax.segment.labelled_data import choose, hold_out, open_data, tile_scenes
 from grass_jax.segment.model import Forward, make_forward
 from grass_jax.segment.probe import fit_probe
@@ -59,7 +60,9 @@ def run(config: Any, workdir: str | Path) -> dict[str, Any] | None:
     mesh = sharding.make_mesh()
     if not linear:
         check_batch_size(config.batch_size, devices=mesh.size)
-    labelled = open_data(config.data)
+    config = follow_encoder(config, workdir)
+    labelled = open_data(config.data, numbers=config.bands.numbers)
+    bands = settle_bands(config, labelled.bands)
     check_class_names(config.evaluate.without, labelled.classes)
     chosen = choose(labelled, config.labels, config.labels_seed)
     training, held = chosen, chosen[:0]
@@ -76,7 +79,6 @@ def run(config: Any, workdir: str | Path) -> dict[str, Any] | None:
     best = VALIDATION if len(held) else None
     with Checkpoints(workdir, keep=config.checkpoint.keep, keep_steps=(end,), best=best) as checkpoints:
         done = checkpoints.latest or 0
-        config = follow_encoder(config, workdir if done else None)
         plain = config.to_dict()
         refuse_other_run(workdir, plain, data, steps_per_epoch=steps_per_epoch(source, batch_size), done=done)
         if done >= end and (workdir / "summary.json").exists():
@@ -84,10 +86,12 @@ def run(config: Any, workdir: str | Path) -> dict[str, Any] | None:
             return None
         init_key, run_key = jax.random.split(jax.random.key(config.seed))
         network = build_segmenter(config.model, config.head, len(labelled.classes))
-        forward = make_forward(network, config.augment, sharding.local_mesh())
+        forward = make_forward(network, bands, sharding.local_mesh())
         encoder = None if done else initial_encoder(config)
         validation = (
-            partial(evaluate, scenes=tile_scenes(labelled, held), classes=labelled.classes, **scoring(config))
+            partial(
+                evaluate, scenes=tile_scenes(labelled, held), classes=labelled.classes, bands=bands, **scoring(config)
+            )
             if len(held)
             else None
         )
@@ -143,6 +147,7 @@ def run(config: Any, workdir: str | Path) -> dict[str, Any] | None:
             forward(variables_of(state)),
             labelled.test,
             labelled.classes,
+            bands=bands,
             **scoring(config),
             boundary=settings.boundary,
             without=settings.without,
@@ -174,7 +179,7 @@ def segmentation_task(
     """Puts together what the loop runs.
 
     Args:
-        config: checked, its encoder followed.
+        config: checked, its encoder followed and its bands settled.
         source: the tiles to train on.
         network: the module.
         forward: from `make_forward`, for the validation.
@@ -186,7 +191,7 @@ def segmentation_task(
     Returns:
         The task.
     """
-    augmentation = PairAugmentation(**config.augment)
+    augmentation = PairAugmentation(**config.augment, bands=Bands(**config.bands.to_dict()))
     ends = np.cumsum([config[name].steps for name in config.phases]).tolist()
     schedule = build_schedule(config, ends)
     optimizer = optax.chain(build_optimizer(config, schedule), scale_encoder(config.encoder_rate))
@@ -205,7 +210,15 @@ def segmentation_task(
         return {VALIDATION: validation(forward(variables_of(state))).scores["miou"]}
 
     return Task(
-        init=partial(create_segmentation_state, init_key, network, optimizer, size=augmentation.size, encoder=encoder),
+        init=partial(
+            create_segmentation_state,
+            init_key,
+            network,
+            optimizer,
+            size=augmentation.size,
+            bands=len(augmentation.bands),
+            encoder=encoder,
+        ),
         phases=phases_of(config.phases, [step] * len(ends), ends),
         batches=partial(
             process_batches,
@@ -237,7 +250,7 @@ def variables_of(state: TrainState) -> dict[str, Any]:
 def fit_linear_head(config: Any, state: TrainState, source: TileSource, classes: int) -> TrainState:
     """Fits the linear head on the frozen features of the labelled tiles; no loop, no learning rate."""
     mesh = sharding.local_mesh()
-    encode = make_forward(build_encoder(**config.model), config.augment, mesh)
+    encode = make_forward(build_encoder(**config.model), Bands(**config.bands.to_dict()), mesh)
     variables = {"params": state.params["encoder"], "batch_stats": state.stats["encoder"]}
     tiles = (source[i] for i in range(len(source)))
     head = fit_probe(encode(variables), tiles, classes, l2=config.l2, devices=mesh.size)

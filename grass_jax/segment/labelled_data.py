@@ -8,21 +8,26 @@ from typing import Any
 
 import numpy as np
 
+from grass_jax.bands import Bands
 from grass_jax.config import ConfigError
 from grass_jax.data.budget import choose_labels, read_labels
 from grass_jax.data.labelled import LabelledSet, open_labelled
 from grass_jax.data.labels import Labels
+from grass_jax.data.layout import Layout
 from grass_jax.data.pairs import OpenedScene
+from grass_jax.data.published import PUBLISHED
+from grass_jax.data.published_sets import published_labelled
 from grass_jax.data.scenes import LabelledScene, open_scenes
 from grass_jax.data.splits import Split
 
 
-def open_data(data: Any, where: str = "data") -> LabelledSet:
+def open_data(data: Any, where: str = "data", *, numbers: Sequence[int] = ()) -> LabelledSet:
     """Opens, and on first use prepares, the labelled data set that a section of a config describes.
 
     Args:
         data: the section.
         where: its name, for messages.
+        numbers: of the bands, from 1; empty takes all.
 
     Raises:
         ConfigError: the data cannot be had as it is described.
@@ -38,20 +43,29 @@ def open_data(data: Any, where: str = "data") -> LabelledSet:
         )
         tiling = {"tile_size": data.tile_size, "stride": data.stride or None, "data_dir": data.data_dir or None}
         if data.name == "sample":
-            return open_labelled("sample", split=split, **tiling)
-        return open_labelled(data.name, split=split, **_where(data), **tiling)
+            return open_labelled("sample", split=split, numbers=numbers, **tiling)
+        if data.name in PUBLISHED:
+            name, _, region = data.name.partition("/")
+            return published_labelled(
+                name, data.path, region=region, masks=data.masks, split=split, numbers=numbers, **tiling
+            )
+        return open_labelled(data.name, split=split, numbers=numbers, **_where(data), **tiling)
     except (ValueError, OSError) as error:
         raise ConfigError(f"config.{where}: {error}") from error
 
 
-def open_all_scenes(data: Any) -> tuple[LabelledScene, ...]:
-    """Opens every scene of a labelled folder to score a model on, whatever its split says.
+def open_all_scenes(data: Any, bands: Bands) -> tuple[LabelledScene, ...]:
+    """Opens the scenes of a labelled folder to score a model on, all of them, whatever its split says.
+
+    Args:
+        data: the section.
+        bands: those that the model reads.
 
     Raises:
         ConfigError: the data cannot be had as it is described.
     """
     try:
-        return open_scenes(**_where(data))
+        return open_scenes(**_where(data), layout=Layout(bands.numbers, bands.dtype, bands.rgb))
     except (ValueError, OSError) as error:
         raise ConfigError(f"config.data: {error}") from error
 

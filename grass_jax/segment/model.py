@@ -7,14 +7,14 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from grass_jax.augment.bands import BandStatistics, normalise, unit_range
+from grass_jax.bands import Bands, normalise, unit_range
 from grass_jax.checkpoint import restore_part, run_config
 from grass_jax.models import build_segmenter
 from grass_jax.sharding import replicated, split_by_tile
+from grass_jax.state import variable_shapes
 
 Forward = Callable[[np.ndarray], jax.Array]
 
@@ -25,8 +25,7 @@ class Segmentation(NamedTuple):
     Attributes:
         module: the Flax module; `module.apply(variables, normalised_images, train=False)`.
         variables: `params` and `batch_stats`.
-        mean: of the bands of the training views, in [0, 1].
-        std: likewise.
+        bands: of the images that it reads, with their normalisation.
         classes: names of the class ids.
         colours: (k, 3) uint8, in which the classes are shown.
         window: side of the tiles it was trained on, pixels.
@@ -35,33 +34,32 @@ class Segmentation(NamedTuple):
 
     module: nn.Module
     variables: dict[str, Any]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    bands: Bands
     classes: tuple[str, ...]
     colours: np.ndarray
     window: int
     gsd: float | None
 
     def forward(self, mesh: Mesh) -> Forward:
-        """Makes the compiled function from images (n, t, t, c) uint8 to logits (n, t, t, k), for `sliding`."""
-        return make_forward(self.module, self, mesh)(self.variables)
+        """Makes the compiled function from images (n, t, t, c) as stored to logits (n, t, t, k), for `sliding`."""
+        return make_forward(self.module, self.bands, mesh)(self.variables)
 
 
-def make_forward(module: nn.Module, statistics: BandStatistics, mesh: Mesh) -> Callable[[Any], Forward]:
+def make_forward(module: nn.Module, bands: Bands, mesh: Mesh) -> Callable[[Any], Forward]:
     """Compiles a network for whole batches of images as they come.
 
     Args:
         module: called on normalised images with `train=False`: a `models.segmentation.Segmenter`, or an encoder.
-        statistics: supplies mean and standard deviation of the bands: a config's section `augment`, say.
+        bands: of the images, with their normalisation.
         mesh: devices of this process, over which a batch is divided.
 
     Returns:
-        A function that takes variables (`params` and `batch_stats`) and gives one from images (n, t, t, c) uint8 to
+        A function that takes variables (`params` and `batch_stats`) and gives one from images (n, t, t, c) to
         logits (n, t, t, k), or features, n any multiple of the devices. Other variables compile nothing anew.
     """
 
     def apply(variables: Any, images: jax.Array) -> jax.Array:
-        return module.apply(variables, normalise(unit_range(images), statistics), train=False)  # pyright: ignore[reportReturnType]
+        return module.apply(variables, normalise(unit_range(images, bands), bands), train=False)  # pyright: ignore[reportReturnType]
 
     rows = split_by_tile(mesh)
     compiled = jax.jit(apply, in_shardings=(replicated(mesh), rows), out_shardings=rows)
@@ -93,14 +91,13 @@ def load_segmenter(workdir: str | Path, step: int | None = None) -> Segmentation
     if step is None and summary.exists():
         step = json.loads(summary.read_text())["chosen_step"]
     labels = json.loads((summary.parent / "config.json").read_text())["labels"]
-    module = build_segmenter(config["model"], config["head"], len(labels["classes"]))
-    shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)), train=False))
+    module, bands = build_segmenter(config["model"], config["head"], len(labels["classes"])), Bands(**config["bands"])
+    shapes = variable_shapes(module, len(bands))
     restored = restore_part(workdir, {"params": shapes["params"], "stats": shapes["batch_stats"]}, step)
     return Segmentation(
         module=module,
         variables={"params": restored["params"], "batch_stats": restored["stats"]},
-        mean=tuple(config["augment"]["mean"]),
-        std=tuple(config["augment"]["std"]),
+        bands=bands,
         classes=tuple(labels["classes"]),
         colours=np.asarray(labels["colours"], np.uint8),
         window=config["data"]["tile_size"],

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from absl import logging
 
+from grass_jax.bands import RGB, Bands
 from grass_jax.data.rasters import Scene, UnusableImageError, reason
 from grass_jax.report.progress import counter
 from grass_jax.segment.inputs import Job, find_jobs
@@ -37,7 +38,7 @@ def predict_file(
     """Maps one image.
 
     Args:
-        forward: (n, t, t, 3) uint8 -> logits (n, t, t, k).
+        forward: (n, t, t, c) as stored -> logits (n, t, t, k).
         path: a GeoTIFF, PNG or JPEG.
         output: folder of the map.
         **settings: those of `predict_files`.
@@ -62,6 +63,7 @@ def predict_files(
     classes: Sequence[str],
     colours: np.ndarray,
     window: int,
+    bands: Bands = RGB,
     overlap: float = 0.5,
     batch_size: int = 8,
     probabilities: bool = False,
@@ -75,16 +77,16 @@ def predict_files(
     A map has its image's size, CRS and transform (or ground control points). Pixels that the image marks as nodata, by
     value, mask or alpha channel, are nodata in the map. Their value is the image's own nodata value, unless that is a
     class id (as 0 is) or no whole number up to 255: then it is 255, which the log says. An image that cannot be read is
-    named in the log and skipped, and nothing of it is left. The first three bands of a GeoTIFF are red, green and blue;
-    a single one is grey.
+    named in the log and skipped, and nothing of it is left.
 
     Args:
-        forward: (n, t, t, 3) uint8 -> logits (n, t, t, k).
+        forward: (n, t, t, c) as stored -> logits (n, t, t, k).
         inputs: a file, a folder, a pattern, or several of them: see `find_jobs`.
         output: folder of the products; those of earlier runs are replaced.
         classes: names of the k class ids.
         colours: (k, 3) uint8.
         window: side t of a window in pixels.
+        bands: which bands of the images are read; those of 8-bit colour may be a single grey one.
         overlap: share of a window that the next one covers again.
         batch_size: windows a batch.
         probabilities: write the probabilities of the classes as well.
@@ -131,7 +133,7 @@ def predict_files(
     def scenes() -> Iterator[Scene]:
         for job in jobs:
             try:
-                current = SceneMap(job, classes, colours, note)
+                current = SceneMap(job, classes, colours, bands, note)
             except (MemoryError, OutputError):
                 raise
             except Exception as error:  # decoders answer a broken file with anything

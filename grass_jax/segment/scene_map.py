@@ -7,8 +7,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from grass_jax.bands import Bands, picture
 from grass_jax.data.geotiff import georeference, open_raster
-from grass_jax.data.rasters import TIFF_SUFFIXES, UnusableImageError, open_scene
+from grass_jax.data.layout import Layout
+from grass_jax.data.rasters import TIFF_SUFFIXES, open_scene
 from grass_jax.report.atomic import replacing
 from grass_jax.report.quicklook import QuickLook
 from grass_jax.segment.inputs import Job
@@ -31,27 +33,20 @@ class Header(NamedTuple):
     nodata: float | None
 
 
-def read_header(path: Path, note: Note) -> Header:
+def read_header(path: Path, bands: Bands, note: Note) -> Header:
     """Reads what a map takes over from its image; a PNG or JPEG has nothing of it.
 
     Args:
         path: the image.
+        bands: those that are read.
         note: told what a user should know about the image.
-
-    Raises:
-        UnusableImageError: if the image has two bands that are not grey and alpha.
     """
     if path.suffix.lower() not in TIFF_SUFFIXES:
         return Header({}, None)
-    from rasterio.enums import ColorInterp
-
     with open_raster(path) as raster:
-        if raster.count == 2 and raster.colorinterp[1] != ColorInterp.alpha:
-            raise UnusableImageError(
-                "it has 2 bands: give an image of 1 band (grey) or of 3 and more (red, green, blue)"
-            )
-        if raster.count > 3:
-            note("%s has %d bands: the first three are read as red, green and blue.", path, raster.count)
+        if raster.count > len(bands):
+            read = ", ".join(map(str, bands.numbers))
+            note("%s has %d bands: the network reads %s.", path, raster.count, read)
         points, crs = raster.gcps
         if points:
             return Header({"gcps": points, "crs": crs}, raster.nodata)
@@ -68,6 +63,7 @@ class SceneMap:
         job: the image and its products.
         classes: names of the k class ids.
         colours: (k, 3) uint8.
+        bands: which bands of the image are read.
         note: told what a user should know about the image.
 
     Raises:
@@ -75,12 +71,13 @@ class SceneMap:
         OutputError: if the products cannot be made.
     """
 
-    def __init__(self, job: Job, classes: Sequence[str], colours: np.ndarray, note: Note):
-        self.job, self.classes, self._colours = job, classes, colours
+    def __init__(self, job: Job, classes: Sequence[str], colours: np.ndarray, bands: Bands, note: Note):
+        self.job, self.classes, self._colours, self._bands = job, classes, colours, bands
         self._counts = np.zeros(len(classes), np.int64)
+        layout = Layout(bands.numbers, bands.dtype, bands.rgb)
         with contextlib.ExitStack() as stack:
-            self.scene = scene = stack.enter_context(open_scene(job.image, verify=False))
-            header = read_header(job.image, note)
+            self.scene = scene = stack.enter_context(open_scene(job.image, layout=layout, verify=False))
+            header = read_header(job.image, bands, note)
             self.left = scene.height * scene.width
             self._nodata = choose_nodata(header.nodata, len(classes)) if scene.valid is not None else None
             if self._nodata is not None and header.nodata not in (None, self._nodata):
@@ -129,7 +126,8 @@ class SceneMap:
         else:
             self._counts += np.bincount(ids.reshape(-1), minlength=classes)
         if self._look is not None:
-            self._look.add(y0, x0, self.scene.rows(y0, y0 + rows)[:, x0 : x0 + width], ids)
+            image = picture(self.scene.rows(y0, y0 + rows)[:, x0 : x0 + width], self._bands)
+            self._look.add(y0, x0, image, ids)
         with writing(self.job.map):
             self._write_ids(y0, x0, ids)
             if self._write_probabilities is not None:

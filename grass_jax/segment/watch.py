@@ -13,6 +13,7 @@ from absl import logging
 from jax.sharding import Mesh
 
 from grass_jax.augment import Augmentation, two_views, view_masks
+from grass_jax.bands import Bands
 from grass_jax.checkpoint import Checkpoints
 from grass_jax.config import ConfigError
 from grass_jax.data.labelled import LabelledSet
@@ -61,7 +62,12 @@ def watching_hooks(
     """
     if not config.probe.every_epochs:
         return ()
-    labelled = open_data(config.probe.data, "probe.data")
+    labelled = open_data(config.probe.data, "probe.data", numbers=config.bands.numbers)
+    if labelled.bands.dtype != config.bands.dtype:
+        raise ConfigError(
+            f"The images of config.probe.data hold {labelled.bands.dtype} and those of config.data "
+            f"{config.bands.dtype}: they must be of one kind."
+        )
     if not labelled.validation:
         raise ConfigError(
             "config.probe.data.validation must choose scenes for the probe to be scored on, such as 0.2: the test part "
@@ -79,8 +85,9 @@ def probing(config: Any, labelled: LabelledSet) -> Callable[[Phase, int, TrainSt
     settings = config.probe
     chosen = choose(labelled, settings.labels, settings.labels_seed, key="probe.labels")
     mesh, k = local_mesh(), len(labelled.classes)
-    encode = make_forward(build_encoder(**config.model), config.augment, mesh)
-    network = make_forward(build_segmenter(config.model, {"name": "linear"}, k), config.augment, mesh)
+    bands = Bands(**config.bands.to_dict())
+    encode = make_forward(build_encoder(**config.model), bands, mesh)
+    network = make_forward(build_segmenter(config.model, {"name": "linear"}, k), bands, mesh)
 
     def probe(phase: Phase, step: int, state: TrainState) -> dict[str, float]:
         del phase, step
@@ -194,20 +201,18 @@ def watch_afterwards(task: Task, steps: dict[str, int], checkpoints: Checkpoints
             run_hooks([hook for hook in task.hooks if hook.at_start], phase, step, state, task, log)
 
 
-def watched(workdir: Path, phases: dict[str, int]) -> dict[str, Any]:
+def watched(workdir: Path, phases: dict[str, int], *, start: str = "random encoder") -> dict[str, Any]:
     """Draws the probe's curve, says what was found in a small table, and returns it for `summary.json`.
 
     Args:
         workdir: folder of the run.
         phases: last step of every phase by name.
+        start: what the encoder was before the first step.
     """
     records = [record for record in read_metrics(workdir) if record.get("probe_miou") is not None]
     if not records:
         return {}
-    curve = [
-        {"step": r["step"], "phase": r["phase"] if r["step"] else "random encoder", "miou": r["probe_miou"]}
-        for r in records
-    ]
+    curve = [{"step": r["step"], "phase": r["phase"] if r["step"] else start, "miou": r["probe_miou"]} for r in records]
     maps.probe_curve(workdir / "figures" / "probe.png", curve)
     at = {record["step"]: record for record in records}
     rows = {"random": 0} | phases
@@ -218,7 +223,7 @@ def watched(workdir: Path, phases: dict[str, int]) -> dict[str, Any]:
     }
     logging.info("Linear probe on frozen features     mIoU   accuracy   purity gain on mixed views")
     for name, numbers in table.items():
-        label = "random encoder" if name == "random" else f"after {name}"
+        label = start if name == "random" else f"after {name}"
         text = [f"{v:9.4f}" if v is not None else "        -" for v in numbers.values()]
         logging.info("  %-29s %s  %s   %s", label, *text)
     logging.info(

@@ -54,8 +54,8 @@ def sliding(
     reflection.
 
     Args:
-        forward: (n, t, t, 3) uint8 -> logits (n, t, t, k), an array that may still be on its way.
-        scenes: each with `height`, `width`, `rows(y0, y1)` -> (y1 - y0, width, 3) uint8 and, where it has one,
+        forward: (n, t, t, c) -> logits (n, t, t, k), an array that may still be on its way.
+        scenes: each with `height`, `width`, `rows(y0, y1)` -> (y1 - y0, width, c) and, where it has one,
             `valid(y0, y1)` -> (y1 - y0, width) bool: windows without a valid pixel are not computed, and the logits of
             what is not valid mean nothing. A scene is read until the next one is asked for, its strips come later.
         window: side t of a window in pixels.

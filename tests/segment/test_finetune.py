@@ -14,12 +14,12 @@ from sklearn.metrics import accuracy_score, cohen_kappa_score, jaccard_score
 
 from configs import evaluate as evaluate_config
 from configs import predict as predict_config
-from grass_jax import pretrain, sharding
+from grass_jax import initial, pretrain, sharding
 from grass_jax.checkpoint import ResumeError
 from grass_jax.config import ConfigError
 from grass_jax.data.labelled import open_labelled
 from grass_jax.report.log import read_metrics
-from grass_jax.segment import apply, evaluate, finetune, initial
+from grass_jax.segment import apply, evaluate, finetune
 from grass_jax.segment.evaluate import predict_scenes
 from grass_jax.segment.labelled_data import open_data
 from grass_jax.segment.model import load_segmenter
@@ -51,7 +51,7 @@ def finished(tiny_segment, tmp_path_factory):
 @pytest.fixture(scope="module")
 def pretrained(tiny, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("pretrained")
-    changes = {"augment.mean": (0.4, 0.4, 0.4), "warmup.epochs": 1, "gs.epochs": 1}
+    changes = {"bands.mean": (0.4, 0.4, 0.4), "warmup.epochs": 1, "gs.epochs": 1}
     pretrain.run(tiny(**changes), workdir)
     return workdir
 
@@ -87,6 +87,7 @@ def test_the_figures_are_those_of_a_plain_computation(finished, labelled_folder)
     workdir, summary = finished
     network = load_segmenter(workdir)
     apply_network = jax.jit(partial(network.module.apply, train=False))
+    mean, std = np.array(network.bands.mean), np.array(network.bands.std)
     weight = np.outer(blend_weight(48), blend_weight(48))[..., None]
     truths, predictions = [], []
     for name in ("south_0.png", "south_1.png"):
@@ -98,7 +99,7 @@ def test_the_figures_are_those_of_a_plain_computation(finished, labelled_folder)
         total, weights = np.zeros((96, 128, 3)), np.zeros((96, 128, 1))
         for y in (0, 36, 48):  # a stride of three quarters, and the last window at the edge
             for x in (0, 36, 72, 80):
-                view = (pixels[None, y : y + 48, x : x + 48] / 255 - network.mean) / network.std
+                view = (pixels[None, y : y + 48, x : x + 48] / 255 - mean) / std
                 total[y : y + 48, x : x + 48] += weight * apply_network(network.variables, view.astype(np.float32))[0]
                 weights[y : y + 48, x : x + 48] += weight
         truths.append(truth.ravel())
@@ -167,11 +168,11 @@ def test_the_encoder_and_its_bands_come_from_the_pretraining_run(pretrained, tin
     with pytest.raises(ZeroDivisionError):
         finetune.run(config, tmp_path)
     resolved = json.loads((tmp_path / "config.json").read_text())["config"]
-    assert (resolved["model"]["width"], resolved["augment"]["mean"]) == (4, [0.4, 0.4, 0.4])
+    assert (resolved["model"]["width"], resolved["bands"]["mean"]) == (4, [0.4, 0.4, 0.4])
     after_warmup = load_encoder(pretrained, 3).variables
     jax.tree.map(np.testing.assert_array_equal, started[0].params["encoder"], after_warmup["params"])
     jax.tree.map(np.testing.assert_array_equal, started[0].stats["encoder"], after_warmup["batch_stats"])
-    for init, words in ((tmp_path / "none", "no pretraining run"), (tmp_path, "holds a fine-tuning run")):
+    for init, words in ((tmp_path / "none", "there is no"), (tmp_path, "holds a fine-tuning run")):
         with pytest.raises(ConfigError, match=words):
             finetune.run(tiny_segment(init=str(init)), tmp_path / "other")
     with pytest.raises(ResumeError, match=r"holds a pretraining run.*another --workdir"):
@@ -234,7 +235,7 @@ def test_validation_chooses_from_enough_crops_on(tiny_segment, tmp_path, monkeyp
 
 def test_test_images_that_the_encoder_has_seen_are_counted(labelled_folder, tiny_segment, tmp_path, caplog):
     def seen(exclude):
-        data = {"path": str(labelled_folder / "images"), "exclude": exclude}
+        data = {"name": "image_folder", "path": str(labelled_folder / "images"), "exclude": exclude}
         (tmp_path / "config.json").write_text(json.dumps({"config": {"task": "pretrain", "data": data}}))
         return initial.seen_in_pretraining(tiny_segment(init=str(tmp_path)), ["south_0.png", "south_1.png"])
 

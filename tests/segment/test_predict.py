@@ -183,8 +183,8 @@ def test_band_counts(tmp_path, caplog):
         np.testing.assert_array_equal(read_map(tmp_path / "out" / f"{name}.tif")[0], bands[:3].argmax(0))
     ((image, reason),) = outcome.skipped.items()
     assert image == str(tmp_path / "bands2.tif")
-    assert reason == "it has 2 bands: give an image of 1 band (grey) or of 3 and more (red, green, blue)"
-    assert caplog.text.count("has 4 bands: the first three are read as red, green and blue") == 1
+    assert "it has 2 bands of uint8 and 3 of uint8 are wanted" in reason
+    assert caplog.text.count("has 4 bands: the network reads 1, 2, 3") == 1
 
 
 def test_what_cannot_be_read_is_named_and_skipped(tmp_path, caplog):

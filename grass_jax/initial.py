@@ -1,0 +1,145 @@
+"""Where the encoder of a run comes from, and what of it the run takes over."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import logging
+
+from grass_jax.bands import Bands, choose_bands
+from grass_jax.checkpoint import ResumeError, kept_steps, run_config
+from grass_jax.config import ConfigError
+from grass_jax.interop.weights import read_encoder
+from grass_jax.models import build_encoder
+from grass_jax.state import load_encoder, variable_shapes
+
+
+def follow_encoder(config: Any, workdir: Path) -> Any:
+    """Takes over from a pretraining run what belongs to its encoder: name and width, and the bands.
+
+    Args:
+        config: checked.
+        workdir: of the run; one that goes on remembers what it took over.
+
+    Returns:
+        A copy.
+
+    Raises:
+        ConfigError: `init` is neither empty, nor a run, nor a weights file.
+    """
+    config = config.copy_and_resolve_references()
+    if not config.init:
+        return config
+    init = Path(config.init).expanduser().absolute()
+    config.init = str(init)
+    try:
+        if init.is_file():
+            return config
+        if _has_begun(workdir):
+            begun = run_config(workdir, task=config.task)
+            config.init_step = config.init_step or begun["init_step"]
+        elif init.is_dir():
+            begun = run_config(init, task="pretrain")
+            config.init_step = config.init_step or kept_steps(init)[-1]
+        else:
+            raise FileNotFoundError(f"there is no {init}: give the workdir of a pretraining run, or a weights file.")
+    except FileNotFoundError as error:
+        if _has_begun(workdir):
+            raise ResumeError(f"{error} Or give another --workdir.") from error
+        raise ConfigError(f"config.init: {error}") from error
+    for key in ("name", "width"):
+        config.model[key] = begun["model"][key]
+    taken = {key: tuple(value) if isinstance(value, list) else value for key, value in begun["bands"].items()}
+    given = {key: value for key, value in config.bands.items() if value}
+    other = [key for key, value in given.items() if (tuple(value) if isinstance(value, list) else value) != taken[key]]
+    if other and init.is_dir():
+        raise ConfigError(
+            f"config.bands.{other[0]} is {given[other[0]]} and that of config.init {taken[other[0]]}: leave it empty."
+        )
+    config.bands.update(taken)
+    return config
+
+
+def _has_begun(workdir: Path) -> bool:
+    try:
+        return bool(kept_steps(workdir))
+    except FileNotFoundError:
+        return False
+
+
+def settle_bands(config: Any, measured: Bands) -> Bands:
+    """Fills in what the section `bands` of a config leaves open, from what has been measured of the data.
+
+    Args:
+        config: of the run; its section becomes that of the returned bands.
+        measured: of the data set.
+
+    Raises:
+        ConfigError: the section does not fit the data.
+    """
+    try:
+        bands = choose_bands(config.bands, measured)
+    except ValueError as error:
+        raise ConfigError(f"config.{error}") from error
+    config.bands.update(bands.asdict())
+    if (bands.numbers, bands.dtype) != ((1, 2, 3), "uint8") or not bands.rgb:
+        logging.info(
+            "Bands: %s of %s, red, green and blue %s; %s to %s become 0 to 1; means %s, deviations %s.",
+            *(_listed(bands.numbers), bands.dtype, _listed(bands.rgb) or "not known (config.bands.rgb names them)"),
+            *map(_listed, (bands.low, bands.high, bands.mean, bands.std)),
+        )
+    return bands
+
+
+def _listed(numbers: Sequence[float]) -> str:
+    return ", ".join(f"{number:.4g}" for number in numbers)
+
+
+def initial_encoder(config: Any) -> dict[str, Any] | None:
+    """Reads `params` and `batch_stats` of the encoder that `config.init` names; None for random weights.
+
+    Args:
+        config: of the run, its encoder followed and its bands settled.
+
+    Raises:
+        ConfigError: they cannot be read.
+    """
+    if not config.init:
+        return None
+    try:
+        if Path(config.init).is_dir():
+            return load_encoder(config.init, config.init_step or None).variables
+        bands = Bands(**config.bands.to_dict())
+        shapes = variable_shapes(build_encoder(**config.model), len(bands))
+        return read_encoder(config.init, shapes, bands=bands, prefix=config.init_prefix, ignore=config.init_ignore)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"config.init: {error}") from error
+
+
+def seen_in_pretraining(config: Any, names: Sequence[str]) -> int:
+    """Counts the test images that the encoder was pretrained on, and warns where there are some.
+
+    Args:
+        config: of the fine-tuning run.
+        names: of the test images, relative to the images' folder.
+
+    Returns:
+        Their number; 0 where the pretraining run cannot tell.
+    """
+    try:
+        data = run_config(config.init, task="pretrain")["data"] if config.init else {"path": ""}
+    except FileNotFoundError:  # a weights file, or a run that has been deleted since
+        return 0
+    if not data["path"] or (data["name"], config.data.name) != ("image_folder", "segmentation_folder"):
+        return 0  # a published data set trains on its own training part
+    folder = Path(data["path"]).expanduser().resolve()
+    images = Path(config.data.path).expanduser().resolve() / Path(config.data.images).expanduser()
+    own = [(images / name).relative_to(folder).as_posix() for name in names if (images / name).is_relative_to(folder)]
+    seen = [name for name in own if not data.get("exclude") or not re.search(data["exclude"], name)]
+    if seen:
+        logging.warning(
+            "The encoder was pretrained on %d of the %d test images (%s, ...): set config.data.exclude there.",
+            *(len(seen), len(names), seen[0]),
+        )
+    return len(seen)
