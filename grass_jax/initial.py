@@ -7,16 +7,17 @@ from typing import Any
 
 from absl import logging
 
-from grass_jax.bands import Bands, choose_bands
+from grass_jax.bands import RGB, Bands, choose_bands
 from grass_jax.checkpoint import ResumeError, kept_steps, run_config
 from grass_jax.config import ConfigError
 from grass_jax.interop.weights import read_encoder
+from grass_jax.interop.weights_file import read_description
 from grass_jax.models import build_encoder
 from grass_jax.state import load_encoder, variable_shapes
 
 
 def follow_encoder(config: Any, workdir: Path) -> Any:
-    """Takes over from a pretraining run what belongs to its encoder: name and width, and the bands.
+    """Takes over from a pretraining run, or its exported encoder, what belongs to it: name and width, and the bands.
 
     Args:
         config: checked.
@@ -35,8 +36,10 @@ def follow_encoder(config: Any, workdir: Path) -> Any:
     config.init = str(init)
     try:
         if init.is_file():
-            return config
-        if _has_begun(workdir):
+            begun = read_description(init)
+            if not begun or any(config.bands.values()):
+                return config
+        elif _has_begun(workdir):
             begun = run_config(workdir, task=config.task)
             config.init_step = config.init_step or begun["init_step"]
         elif init.is_dir():
@@ -83,11 +86,12 @@ def settle_bands(config: Any, measured: Bands) -> Bands:
     except ValueError as error:
         raise ConfigError(f"config.{error}") from error
     config.bands.update(bands.asdict())
-    if (bands.numbers, bands.dtype) != ((1, 2, 3), "uint8") or not bands.rgb:
+    if bands != RGB:
+        colours = f"red, green, blue {_listed(bands.rgb)}" if bands.rgb else "no colours (config.bands.rgb names them)"
+        scale = "" if bands.dtype == "uint8" else f"; {_listed(bands.low)} become 0 and {_listed(bands.high)} 1"
         logging.info(
-            "Bands: %s of %s, red, green and blue %s; %s to %s become 0 to 1; means %s, deviations %s.",
-            *(_listed(bands.numbers), bands.dtype, _listed(bands.rgb) or "not known (config.bands.rgb names them)"),
-            *map(_listed, (bands.low, bands.high, bands.mean, bands.std)),
+            "Bands: %s of %s, %s%s; means %s, deviations %s.",
+            *(_listed(bands.numbers), bands.dtype, colours, scale, _listed(bands.mean), _listed(bands.std)),
         )
     return bands
 

@@ -1,9 +1,11 @@
 """Weights files of either kind, told apart by what is in them."""
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from grass_jax.interop.torch_file import TO_SAFETENSORS, StoredTensor, open_torch
 
@@ -41,6 +43,29 @@ def open_weights(path: str | os.PathLike) -> Iterator[dict[str, StoredTensor]]:
             raise ValueError(f"{path} is neither a .safetensors file nor a PyTorch checkpoint: give one of these.")
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error.strerror or error}): give a weights file.") from None
+
+
+def read_description(path: str | os.PathLike) -> dict[str, Any]:
+    """What a file that `export` has written says of its encoder.
+
+    Args:
+        path: of a `.safetensors` file; others say nothing.
+
+    Returns:
+        `model` (name and width) and `bands` (the fields of `Bands`), or nothing.
+    """
+    import safetensors
+
+    try:
+        with safetensors.safe_open(Path(path).expanduser(), "numpy") as file:
+            found = file.metadata() or {}
+        if "grass_jax" not in found:
+            return {}
+        values = {name: json.loads(found[name]) for name in ("low", "high", "mean", "std", "rgb", "width")}
+        bands = {"numbers": json.loads(found["bands"]), "dtype": found["dtype"]}
+    except (safetensors.SafetensorError, OSError, KeyError, ValueError):  # `open_weights` says what is wrong with it
+        return {}
+    return {"model": {"name": found["encoder"], "width": values.pop("width")}, "bands": bands | values}
 
 
 @contextmanager
