@@ -12,6 +12,7 @@ from grass_jax import pretrain
 from grass_jax.bands import Bands
 from grass_jax.segment import apply, finetune
 from grass_jax.segment.model import load_segmenter
+from grass_jax.segment.predict import predict_files
 from grass_jax.state import load_encoder
 
 SPECTRA = np.array([[400, 700, 300, 3200, 2100], [1500, 1400, 1200, 1900, 2600], [300, 500, 700, 200, 100]])
@@ -121,18 +122,19 @@ def test_its_map_keeps_place_and_nodata(finetuned, scenes, tmp_path, caplog):
 
 def test_an_image_of_another_kind_is_skipped_with_the_reason(finetuned, tmp_path):
     for name, count, kind in (("three", 3, "uint16"), ("bytes", 5, "uint8")):
-        with rasterio.open(
-            tmp_path / f"{name}.tif", "w", driver="GTiff", height=64, width=64, count=count, dtype=kind,
-            crs="EPSG:32633", transform=Affine(10, 0, 0, 0, -10, 0),
-        ) as raster:  # fmt: skip
+        profile = {"driver": "GTiff", "height": 64, "width": 64, "count": count, "dtype": kind, "crs": "EPSG:32633"}
+        place = Affine(10, 0, 5000, 0, -10, 9000)
+        with rasterio.open(tmp_path / f"{name}.tif", "w", transform=place, **profile) as raster:
             raster.write(np.ones((count, 64, 64), kind))
     network = load_segmenter(finetuned[0])
-    from grass_jax.segment.predict import predict_files
-
+    settings = {"classes": network.classes, "colours": network.colours, "bands": network.bands, "window": 48}
     outcome = predict_files(
-        lambda tiles: np.zeros((*tiles.shape[:3], 3), np.float32), tmp_path, tmp_path / "maps",
-        classes=network.classes, colours=network.colours, window=48, bands=network.bands, progress=False,
-    )  # fmt: skip
+        lambda tiles: np.zeros((*tiles.shape[:3], 3), np.float32),
+        tmp_path,
+        tmp_path / "maps",
+        progress=False,
+        **settings,
+    )
     assert not outcome.written
     reasons = {name.rsplit("/", 1)[-1]: why for name, why in outcome.skipped.items()}
     assert "3 bands" in reasons["three.tif"]

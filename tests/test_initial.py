@@ -57,10 +57,13 @@ def infrared(tmp_path_factory):
     """Four scenes of four bands."""
     folder, rng = tmp_path_factory.mktemp("infrared"), np.random.default_rng(0)
     for number in range(4):
-        with rasterio.open(
-            folder / f"{number}.tif", "w", driver="GTiff", height=96, width=96, count=4, dtype="uint8",
-            photometric="RGB", alpha="NO", crs="EPSG:32633", transform=Affine(0.6, 0, 5000 + 1000 * number, 0, -0.6, 9000),
-        ) as raster:  # fmt: skip
+        profile = {"driver": "GTiff", "height": 96, "width": 96, "count": 4, "dtype": "uint8", "crs": "EPSG:32633"}
+        profile |= {
+            "transform": Affine(0.6, 0, 5000 + 1000 * number, 0, -0.6, 9000),
+            "photometric": "RGB",
+            "alpha": "NO",
+        }
+        with rasterio.open(folder / f"{number}.tif", "w", **profile) as raster:
             raster.write(rng.integers(0, 255, (4, 12, 12), np.uint8).repeat(8, 1).repeat(8, 2))
     return folder
 
