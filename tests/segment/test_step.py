@@ -10,6 +10,7 @@ import pytest
 from sklearn.metrics import log_loss
 
 from grass_jax.augment.pairs import PairAugmentation, augment_pairs
+from grass_jax.bands import RGB
 from grass_jax.data.labels import IGNORE
 from grass_jax.models import build_segmenter
 from grass_jax.optim import scale_encoder
@@ -55,7 +56,7 @@ def test_deeplab_learns_four_tiles(network, tiles):
     for i in range(150):
         state, metrics = step(state, tiles, jax.random.fold_in(jax.random.key(1), i))
     variables = {"params": state.params, "batch_stats": state.stats}
-    views = (tiles["image"] / np.float32(255) - np.array(augmentation.mean)) / np.array(augmentation.std)
+    views = (tiles["image"] / np.float32(255) - np.array(RGB.mean)) / np.array(RGB.std)
     found = network.apply(variables, views.astype(np.float32), train=False).argmax(-1)
     labelled = tiles["mask"] != IGNORE
     assert (np.asarray(found) == tiles["mask"])[labelled].mean() >= 0.95
