@@ -5,7 +5,8 @@
     python main.py --config=configs/export.py --config.model=RUN --config.licence="CC BY 4.0"
 
 It takes seconds. A pretraining run gives its encoder; a fine-tuning run gives the whole network in a .safetensors file,
-and its encoder alone with --config.part=encoder. The card says how each file is loaded.
+and its encoder alone with --config.part=encoder. The card says how each file is loaded. An earlier export of the same
+name is replaced, but no folder or .md file of anything else.
 """
 
 from ml_collections import ConfigDict

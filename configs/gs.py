@@ -135,7 +135,8 @@ FOLDER = {
 # epochs in all, temperature 0.5, LARC on SGD with momentum 0.9 and decay 1e-6, and its schedule. 256-pixel tiles
 # without overlap are those of its laboratory's earlier work on Potsdam. Left open there: how many of the epochs are
 # warm-up (100 is our choice). Otherwise than there: a map without a positive value keeps the whole view, the head has
-# the ReLU that SimCLR has, bfloat16.
+# the ReLU that SimCLR has, torchvision's initialisation, bfloat16; bands beyond red, green and blue are normalised as
+# measured.
 PUBLISHED = {"data": {"tile_size": 256}, "schedule": {"name": "original"}, "checkpoint": {"every_epochs": 10.0}}
 
 PRESETS = {

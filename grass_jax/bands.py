@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 DTYPES = ("uint8", "uint16", "float32")
+DTYPES_IN_WORDS = f"{', '.join(DTYPES[:-1])} or {DTYPES[-1]}"
 MAX_BANDS = 16
 # of ImageNet's photographs, in [0, 1]: what published ResNets expect, and what the original normalises by
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -46,7 +47,7 @@ class Bands:
             if isinstance(value, list):  # from a configuration file
                 object.__setattr__(self, field.name, tuple(value))
         if self.dtype not in DTYPES:
-            raise ValueError(f"bands.dtype must be {', '.join(DTYPES[:-1])} or {DTYPES[-1]}, not {self.dtype!r}.")
+            raise ValueError(f"bands.dtype must be {DTYPES_IN_WORDS}, not {self.dtype!r}.")
         different = len(set(self.numbers)) == len(self.numbers)
         if not (1 <= len(self.numbers) <= MAX_BANDS and different and min(self.numbers) >= 1):
             raise ValueError(
@@ -169,10 +170,15 @@ def denormalise(images: jax.Array, bands: Bands) -> jax.Array:
 
 
 def picture(images: np.ndarray, bands: Bands) -> np.ndarray:
-    """Images as stored, (..., c), as they are shown: (..., 3) uint8, each band stretched from its low to its high."""
-    shown = np.array(bands.shown)
+    """Images as stored, (..., c), as they are shown: (..., 3) uint8, each band stretched from its low to its high.
+
+    What is no number is black. 8-bit red, green and blue are given back as they are, without a copy.
+    """
+    shown = list(bands.shown)
+    # np.take, as indexing by a list leaves every channel a plane of its own in memory
+    colours = images if shown == list(range(images.shape[-1])) else np.take(images, shown, axis=-1)
     if _is_plain(bands):
-        return images[..., shown]
+        return colours
     low, high = (np.asarray(values, np.float32)[shown] for values in (bands.low, bands.high))
-    scaled = np.nan_to_num((images[..., shown].astype(np.float32) - low) / (high - low))
+    scaled = np.nan_to_num((colours.astype(np.float32) - low) / (high - low))
     return np.rint(255 * np.clip(scaled, 0, 1)).astype(np.uint8)

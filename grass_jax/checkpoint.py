@@ -117,9 +117,13 @@ def run_config(workdir: str | Path, *, task: str) -> dict[str, Any]:
         FileNotFoundError: there is no such run.
     """
     path = Path(workdir).expanduser().absolute() / "config.json"
-    if not path.exists():
+    config = json.loads(path.read_text()).get("config") if path.exists() else None
+    if config is None:  # other libraries name a file so, too
         raise FileNotFoundError(f"{path.parent} holds no {TASK_WORDS[task]} run: give the --workdir of one.")
-    config = json.loads(path.read_text())["config"]
+    if "bands" not in config:
+        raise FileNotFoundError(
+            f"{path.parent} is of an earlier version of grass_jax, which did not record its bands: train it again."
+        )
     found = config.get("task", "pretrain")
     if found != task:
         raise FileNotFoundError(
@@ -215,10 +219,12 @@ def refuse_other_run(
         ended = done >= end and name != old_phases[-1]
         if change < 0 or (change > 0 and ended):
             refused.append(f"{name}.{'steps' if 'steps' in old else 'epochs'}")
-    if refused:
+    measured = all(key.startswith("bands.") for key in refused)  # the data's, where the configuration leaves them open
+    if refused and not (measured and differing(begun["data"], data)):
+        why = ", as after a change of the images" if measured else ""
         raise ResumeError(
-            f"{workdir} holds a run of {done} steps with another configuration ({', '.join(refused)}): give the old "
-            f"values (they are in {path}) or another --workdir."
+            f"{workdir} holds a run of {done} steps with another configuration ({', '.join(refused)}{why}): give the "
+            f"old values (they are in {path}) or another --workdir."
         )
     if differing(begun["data"], data):
         raise ResumeError(

@@ -1,7 +1,8 @@
 """Where the encoder of a run comes from, and what of it the run takes over."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,8 @@ from absl import logging
 from grass_jax.bands import RGB, Bands, choose_bands
 from grass_jax.checkpoint import ResumeError, kept_steps, run_config
 from grass_jax.config import ConfigError
-from grass_jax.interop.weights import read_encoder
-from grass_jax.interop.weights_file import read_description
+from grass_jax.interop.open_weights import read_description
+from grass_jax.interop.read_encoder import read_encoder
 from grass_jax.models import build_encoder
 from grass_jax.state import load_encoder, variable_shapes
 
@@ -37,7 +38,7 @@ def follow_encoder(config: Any, workdir: Path) -> Any:
     try:
         if init.is_file():
             begun = read_description(init)
-            if not begun or any(config.bands.values()):
+            if not begun:
                 return config
         elif _has_begun(workdir):
             begun = run_config(workdir, task=config.task)
@@ -53,15 +54,20 @@ def follow_encoder(config: Any, workdir: Path) -> Any:
         raise ConfigError(f"config.init: {error}") from error
     for key in ("name", "width"):
         config.model[key] = begun["model"][key]
-    taken = {key: tuple(value) if isinstance(value, list) else value for key, value in begun["bands"].items()}
-    given = {key: value for key, value in config.bands.items() if value}
-    other = [key for key, value in given.items() if (tuple(value) if isinstance(value, list) else value) != taken[key]]
+    taken, given = _tuples(begun["bands"]), _tuples({key: value for key, value in config.bands.items() if value})
+    other = [key for key in given if given[key] != taken[key]]
     if other and init.is_dir():
         raise ConfigError(
             f"config.bands.{other[0]} is {given[other[0]]} and that of config.init {taken[other[0]]}: leave it empty."
         )
-    config.bands.update(taken)
+    if "numbers" not in other:  # a file's encoder is adapted to other bands, which are measured
+        config.bands.update(taken | given)
     return config
+
+
+def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Lists, as JSON and command lines give them, as tuples."""
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
 
 
 def _has_begun(workdir: Path) -> bool:
@@ -81,6 +87,11 @@ def settle_bands(config: Any, measured: Bands) -> Bands:
     Raises:
         ConfigError: the section does not fit the data.
     """
+    if config.init and config.bands.dtype not in ("", measured.dtype):
+        raise ConfigError(
+            f"The encoder of config.init reads {config.bands.dtype} and the images of config.data hold "
+            f"{measured.dtype}: give images of its kind, or another config.init."
+        )
     try:
         bands = choose_bands(config.bands, measured)
     except ValueError as error:
@@ -97,7 +108,7 @@ def settle_bands(config: Any, measured: Bands) -> Bands:
 
 
 def _listed(numbers: Sequence[float]) -> str:
-    return ", ".join(f"{number:.4g}" for number in numbers)
+    return ", ".join(f"{number:.6g}" for number in numbers)
 
 
 def initial_encoder(config: Any) -> dict[str, Any] | None:
@@ -115,6 +126,9 @@ def initial_encoder(config: Any) -> dict[str, Any] | None:
         if Path(config.init).is_dir():
             return load_encoder(config.init, config.init_step or None).variables
         bands = Bands(**config.bands.to_dict())
+        own = read_description(config.init).get("bands", {})
+        if tuple(own.get("numbers", ())) == bands.numbers:
+            bands = replace(bands, rgb=())  # its channels are these bands, in whatever order the colours are
         shapes = variable_shapes(build_encoder(**config.model), len(bands))
         return read_encoder(config.init, shapes, bands=bands, prefix=config.init_prefix, ignore=config.init_ignore)
     except (OSError, ValueError) as error:

@@ -7,9 +7,11 @@ import pytest
 import rasterio
 from affine import Affine
 
+from configs import evaluate as evaluate_config
 from configs import predict as predict_config
 from grass_jax import pretrain
 from grass_jax.bands import Bands
+from grass_jax.config import ConfigError
 from grass_jax.segment import apply, finetune
 from grass_jax.segment.model import load_segmenter
 from grass_jax.segment.predict import predict_files
@@ -103,7 +105,7 @@ def test_a_fine_tuned_network_tells_the_spectra_apart(finetuned):
     assert (workdir / "figures" / "predictions.png").exists()
 
 
-def test_its_map_keeps_place_and_nodata(finetuned, scenes, tmp_path, caplog):
+def test_its_map_keeps_place_and_nodata(finetuned, scenes, tmp_path):
     config = predict_config.get_config()
     config.update({"model": str(finetuned[0]), "input": str(scenes / "images"), "output": str(tmp_path / "Karten")})
     config.update({"compilation_cache": "", "overlap": 0.25})
@@ -140,3 +142,25 @@ def test_an_image_of_another_kind_is_skipped_with_the_reason(finetuned, tmp_path
     assert "3 bands" in reasons["three.tif"]
     assert "uint8" in reasons["bytes.tif"]
     assert "uint16" in reasons["bytes.tif"]
+
+
+def test_tasks_refuse_images_of_another_kind_in_one_sentence(pretrained, finetuned, scenes, tiny_segment, tmp_path):
+    config = predict_config.get_config()
+    config.update({"model": str(finetuned[0]), "compilation_cache": ""})
+    with pytest.raises(ConfigError, match=r"config\.input must be given: .* the network reads 5 band\(s\) of uint16"):
+        apply.predict_images(config, tmp_path)
+    (tmp_path / "images").mkdir()
+    for path in sorted((scenes / "images").iterdir()):
+        with rasterio.open(path) as raster:
+            profile = raster.profile | {"dtype": "uint8", "nodata": None}
+            with rasterio.open(tmp_path / "images" / path.name, "w", **profile) as copy:
+                copy.write((raster.read() // 256).astype(np.uint8))
+    changes = {"data.path": str(tmp_path), "data.masks": str(scenes / "masks"), "init": str(pretrained)}
+    with pytest.raises(
+        ConfigError, match=r"encoder of config\.init reads uint16 and the images of config\.data hold uint8"
+    ):
+        finetune.run(tiny_segment(**changes), tmp_path / "run")
+    evaluate = evaluate_config.get_config()
+    evaluate.update({"model": str(finetuned[0]), "compilation_cache": ""})
+    with pytest.raises(ConfigError, match=r"sample has .*red, green and blue of 8 bits"):
+        apply.evaluate_model(evaluate, tmp_path / "scores")

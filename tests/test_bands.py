@@ -159,6 +159,12 @@ def test_pictures_of_levels_are_themselves():
     levels = np.random.default_rng(0).integers(0, 256, (2, 4, 5, 3), dtype=np.uint8)
     np.testing.assert_array_equal(picture(levels, RGB), levels)
     np.testing.assert_array_equal(picture(levels, replace(RGB, rgb=(3, 1, 2))), levels[..., [2, 0, 1]])
+    assert picture(levels, RGB) is levels
+    more = Bands((1, 2, 3, 4), "uint8", (0.0,) * 4, (255.0,) * 4, (0.1,) * 4, (0.2,) * 4)
+    four = np.concatenate([levels, levels[..., :1]], -1)
+    np.testing.assert_array_equal(picture(four, more), levels)
+    for image, bands in ((levels, replace(RGB, rgb=(3, 1, 2))), (four, more)):
+        assert picture(image, bands).flags.c_contiguous, "not a plane for each channel"
     one = Bands((1,), "uint8", (0.0,), (255.0,), (0.5,), (0.25,), ())
     np.testing.assert_array_equal(picture(levels[..., :1], one), levels[..., :1].repeat(3, -1))
     faint = picture(levels, replace(RGB, low=(0.0, 50.0, 0.0), high=(255.0, 100.0, 255.0)))

@@ -114,14 +114,15 @@ def colour_table(raster: Any) -> np.ndarray | None:
     return None
 
 
-def valid_values(raster: Any, bands: Sequence[int]) -> Callable[[int, int], np.ndarray] | None:
+def masked_values(
+    raster: Any, bands: Sequence[int], alpha: int | None = None
+) -> Callable[[int, int], np.ndarray] | None:
     """A function that reads which values count by the nodata value, the alpha channel or the mask of a data set.
-
-    Floats have to be finite as well.
 
     Args:
         raster: a rasterio data set.
         bands: the bands to look at, from 1.
+        alpha: what `alpha_band` finds, where that is known.
 
     Returns:
         reads rows y0 to y1 as (len(bands), y1 - y0, width) bool; None where every value counts.
@@ -130,36 +131,43 @@ def valid_values(raster: Any, bands: Sequence[int]) -> Callable[[int, int], np.n
     from rasterio.errors import NodataShadowWarning
 
     bands = list(bands)
-    floating = any(np.dtype(raster.dtypes[band - 1]).kind == "f" for band in bands)
     flags = {flag for band in bands for flag in raster.mask_flag_enums[band - 1]}
-    masked = flags != {MaskFlags.all_valid} and not (MaskFlags.alpha in flags and not alpha_band(raster))
-    if not masked and not floating:
+    if flags == {MaskFlags.all_valid}:
+        return None
+    if MaskFlags.alpha in flags and not (alpha_band(raster) if alpha is None else alpha):
         return None
 
     def read(y0: int, y1: int) -> np.ndarray:
-        window = row_window(raster, y0, y1)
-        good = np.ones((len(bands), y1 - y0, raster.width), bool)
-        if masked:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", NodataShadowWarning)  # near infrared that passes for alpha, see below
-                good = raster.read_masks(bands, window=window) > 0
-        return good & np.isfinite(raster.read(bands, window=window)) if floating else good
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NodataShadowWarning)  # near infrared that passes for alpha, see below
+            return raster.read_masks(bands, window=row_window(raster, y0, y1)) > 0
 
     return read
 
 
-def valid_rows(raster: Any, bands: Sequence[int]) -> Callable[[int, int], np.ndarray] | None:
-    """A function that reads which pixels count: those with a value that does, see `valid_values`.
+def valid_rows(raster: Any, bands: Sequence[int], alpha: int | None = None) -> Callable[[int, int], np.ndarray] | None:
+    """A function that reads which pixels count: those with a value that does, see `masked_values`, and is finite.
 
     Args:
         raster: a rasterio data set.
         bands: the bands to look at, from 1.
+        alpha: what `alpha_band` finds, where that is known.
 
     Returns:
         reads rows y0 to y1 as (y1 - y0, width) bool; None where every pixel counts.
     """
-    values = valid_values(raster, bands)
-    return None if values is None else lambda y0, y1: values(y0, y1).max(axis=0)
+    bands, masked = list(bands), masked_values(raster, bands, alpha)
+    floating = any(np.dtype(raster.dtypes[band - 1]).kind == "f" for band in bands)
+    if masked is None and not floating:
+        return None
+
+    def read(y0: int, y1: int) -> np.ndarray:
+        good = np.ones((len(bands), y1 - y0, raster.width), bool) if masked is None else masked(y0, y1)
+        if floating:
+            good = good & np.isfinite(raster.read(bands, window=row_window(raster, y0, y1)))
+        return good.max(axis=0)
+
+    return read
 
 
 def has_alpha(raster: Any) -> bool:
@@ -176,17 +184,16 @@ def alpha_band(raster: Any) -> int:
     if not has_alpha(raster):
         return 0
     band = raster.colorinterp.index(ColorInterp.alpha) + 1
-    if raster.dtypes[band - 1] != "uint8":
-        return band
     lines = sorted({int((i + 0.5) * raster.height / 16) for i in range(16)})
     values = np.stack([raster.read(band, window=row_window(raster, y, y + 1)) for y in lines])
-    return band if looks_like_alpha(np.bincount(values.ravel(), minlength=256)) else 0
+    top = np.iinfo(values.dtype).max if values.dtype.kind in "iu" else values.max()
+    return band if looks_like_alpha(int(((values == 0) | (values == top)).sum()), values.size) else 0
 
 
-def looks_like_alpha(histogram: np.ndarray) -> bool:
-    """Whether a channel that is tagged as alpha is one, by the (256,) histogram of its values.
+def looks_like_alpha(extreme: int, count: int) -> bool:
+    """Whether a channel that is tagged as alpha is one, as `extreme` of its `count` values are 0 or its type's largest.
 
     GDAL tags the fourth 8-bit band of a TIFF as alpha unless told otherwise, so near infrared often passes for alpha,
-    and dark water for transparent. An alpha channel is all but wholly 0 and 255, which near infrared is not.
+    and dark water for transparent. An alpha channel is all but wholly 0 and 255, or 65535, which near infrared is not.
     """
-    return bool(histogram[1:-1].sum() < 0.01 * histogram.sum())
+    return extreme >= 0.99 * count

@@ -34,7 +34,7 @@ class LabelledSet(NamedTuple):
         train_groups: group of every training tile.
         validation: scenes to choose by; may be empty.
         test: scenes to score at the end; may be empty.
-        bands: of the images, as measured on all tiles.
+        bands: of the images, as measured on all tiles of the folder, those that do not train included.
     """
 
     classes: tuple[str, ...]
@@ -65,6 +65,10 @@ def open_labelled(
     data_dir: str | os.PathLike | None = None,
 ) -> LabelledSet:
     """Open a labelled data set, preparing its tiles on first use and whenever files or settings have changed.
+
+    What a band is scaled and normalised by is measured when the tiles are prepared, on the pixels of all of them: the
+    images, but not the labels, of files or blocks that validate and test have a part in it. It is the same for every
+    split, therefore. Give config.bands.low, high, mean and std for a network that has seen nothing of them.
 
     Args:
         name: `sample` (the embedded landscape, with test scenes of its own) or `segmentation_folder`.

@@ -1,5 +1,6 @@
 """Which bands of an image file are read, and as what: of one file by its header, and of most files of a folder."""
 
+import functools
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,11 +8,11 @@ from typing import Any, NamedTuple
 
 from PIL import ImageFile
 
-from grass_jax.bands import DTYPES, MAX_BANDS
+from grass_jax.bands import DTYPES, DTYPES_IN_WORDS, MAX_BANDS, Bands
 from grass_jax.data.geotiff import TIFF_SUFFIXES, alpha_band, colour_table, open_raster, quiet_gdal
 from grass_jax.data.pictures import UnusableImageError, is_deep, open_picture
 
-LOOKED_AT = 64  # files that a folder's layout is found from
+LOOKED_AT = 16  # files that a folder's layout is found from
 # What the values of a file are read as. Half floats are here for completeness: GDAL itself reads them as float32.
 READ_AS = {name: name for name in DTYPES} | dict.fromkeys(("int8", "int16", "float16", "float64"), "float32")
 
@@ -29,24 +30,48 @@ class Layout(NamedTuple):
     dtype: str
     rgb: tuple[int, ...] = ()
 
+    @classmethod
+    def of(cls, bands: Bands) -> "Layout":
+        """The layout in which files are read for a network with these bands."""
+        return cls(bands.numbers, bands.dtype, bands.rgb)
+
+
+class OtherBandsError(UnusableImageError):
+    """An image file without the bands that are wanted.
+
+    Attributes:
+        advice: what to do about it before bands are chosen to train on, which a network that is trained cannot.
+    """
+
+    def __init__(self, fact: str, advice: str):
+        super().__init__(fact)
+        self.advice = advice
+
 
 RGB_LAYOUT = Layout((1, 2, 3), "uint8", (1, 2, 3))
 GREY_LAYOUT = Layout((1,), "uint8")
 
 
 def layout_of(path: Path) -> Layout:
-    """All bands of an image file but an alpha channel, from its header.
+    """All bands of an image file but an alpha channel, from its header; a file is opened once while it does not change.
 
     Args:
         path: a PNG, JPEG or TIFF file.
 
     Returns:
         the layout; palettes count as their colours, bits as grey levels 0 and 255, and int8, int16, float16 and float64
-        as float32. Bands that are not named red, green and blue are taken for these where there are three or four.
+        as float32. `rgb` is what the file itself says.
 
     Raises:
         UnusableImageError: if the file holds values of another kind or is no image; other errors where it is broken.
     """
+    state = path.stat()
+    return _layout_of(path, state.st_size, state.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=1 << 14)
+def _layout_of(path: Path, size: int, mtime: int) -> Layout:
+    del size, mtime
     if path.suffix.lower() in TIFF_SUFFIXES:
         with open_raster(path) as raster:
             return raster_layout(raster)
@@ -71,15 +96,10 @@ def raster_layout(raster: Any) -> Layout:
     numbers = tuple(number for number in range(1, raster.count + 1) if number != alpha)
     kinds = sorted({raster.dtypes[number - 1] for number in numbers})
     if len(kinds) != 1 or kinds[0] not in READ_AS:
-        raise UnusableImageError(
-            f"it holds {' and '.join(kinds)}: convert it to {', '.join(DTYPES[:-1])} or {DTYPES[-1]}"
-        )
+        raise UnusableImageError(f"it holds {' and '.join(kinds)}: convert it to {DTYPES_IN_WORDS}")
     colours = (ColorInterp.red, ColorInterp.green, ColorInterp.blue)
-    rgb: tuple[int, ...] = ()
-    if set(colours) <= set(names):
-        rgb = tuple(names.index(colour) + 1 for colour in colours)
-    elif numbers[:3] == (1, 2, 3) and len(numbers) <= 4:
-        rgb = (1, 2, 3)
+    named = set(colours) <= set(names)
+    rgb = tuple(names.index(colour) + 1 for colour in colours) if named else ()
     return Layout(numbers, READ_AS[kinds[0]], rgb)
 
 
@@ -99,7 +119,7 @@ def read_bands(stored: Layout, wanted: Layout) -> list[int]:
         numbers of bands, one for each that is wanted; grey three times where 8-bit red, green and blue are wanted.
 
     Raises:
-        UnusableImageError: if the file lacks a band or holds values of another kind.
+        OtherBandsError: if the file lacks a band or holds values of another kind.
     """
     if wanted[:2] == RGB_LAYOUT[:2] and (len(stored.numbers), stored.dtype) == (1, "uint8"):
         return list(stored.numbers) * 3
@@ -113,12 +133,36 @@ def read_bands(stored: Layout, wanted: Layout) -> list[int]:
     else:
         shared = tuple(number for number in wanted.numbers if number in stored.numbers) or stored.numbers
         advice = f"choose config.bands.numbers that all images have, such as {shared}"
-    bands = "1 band" if len(stored.numbers) == 1 else f"{len(stored.numbers)} bands"
+    bands = count_bands(stored)
     verb = "is" if count == 1 else "are"
-    raise UnusableImageError(f"it has {bands} of {stored.dtype} and {asked} {verb} wanted: {advice}")
+    raise OtherBandsError(f"it has {bands} of {stored.dtype} and {asked} {verb} wanted", advice)
+
+
+def count_bands(layout: Layout) -> str:
+    """The number of bands, in words."""
+    count = len(layout.numbers)
+    return "1 band" if count == 1 else f"{count} bands"
+
+
+def check_colours(stored: Layout, wanted: Layout) -> None:
+    """Make sure that a file means the same bands by red, green and blue as most files of its folder.
+
+    Args:
+        stored: the file's own layout.
+        wanted: the layout to read it in, see `common_layout`.
+
+    Raises:
+        UnusableImageError: if it names others.
+    """
+    if stored.rgb and wanted.rgb and stored.rgb != wanted.rgb:
+        raise UnusableImageError(
+            f"its red, green and blue are {_listed(stored.rgb)} and those of most images {_listed(wanted.rgb)}: make a "
+            "data set of its own of such images, or correct their tags"
+        )
 
 
 def _listed(numbers: Sequence[int]) -> str:
+    """Bands by their numbers, in words."""
     return f"band{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers))}"
 
 
@@ -131,7 +175,8 @@ def common_layout(paths: Sequence[Path], numbers: Sequence[int] = ()) -> Layout:
 
     Returns:
         the layout of most of the files that can be read, of the earlier one where several are as frequent; 8-bit colour
-        where grey and coloured 8-bit images are mixed, or no file can be read.
+        where grey and coloured 8-bit images are mixed, or no file can be read. Where bands of integers are not named
+        red, green and blue, the first three of three or four are taken for these.
 
     Raises:
         ValueError: in one sentence, for bands that no file has, or more of them than a network takes.
@@ -144,6 +189,7 @@ def common_layout(paths: Sequence[Path], numbers: Sequence[int] = ()) -> Layout:
     with quiet_gdal():
         found = list(filter(None, map(_readable, looked_at)))
         found = found or [next(filter(None, map(_readable, paths)), RGB_LAYOUT)]
+    found = [_with_colours(layout) for layout in found]
     if numbers:
         usable = [chosen for chosen in (_choose(layout, numbers) for layout in found) if chosen]
         if not usable:
@@ -171,6 +217,12 @@ def _readable(path: Path) -> Layout | None:
         raise
     except Exception:  # decoders answer a broken file with anything
         return None
+
+
+def _with_colours(layout: Layout) -> Layout:
+    """A layout in which three or four bands of integers that are not named begin with red, green and blue."""
+    few = layout.numbers[:3] == (1, 2, 3) and len(layout.numbers) <= 4
+    return layout._replace(rgb=(1, 2, 3)) if few and layout.dtype != "float32" and not layout.rgb else layout
 
 
 def _choose(stored: Layout, numbers: tuple[int, ...]) -> Layout | None:

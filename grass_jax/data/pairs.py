@@ -32,10 +32,11 @@ class OpenedScene(NamedTuple):
     Attributes:
         height: in pixels.
         width: in pixels.
-        rows: reads rows y0 to y1 - 1 of the image, (y1 - y0, width, c) in the dtype of the layout.
+        rows: reads rows y0 to y1 - 1 of the image, (y1 - y0, width, c) in the dtype of the layout, as those of `Scene`.
         mask: reads the same rows of the labels, (y1 - y0, width) uint8 ids; IGNORE does not count.
         georeference: where the scene lies; None where the file does not say.
         valid: reads which pixels of these rows hold an image, (y1 - y0, width) bool; None where all do.
+        values: reads which values of them are not nodata in their band; None as in `Scene`.
     """
 
     height: int
@@ -44,6 +45,7 @@ class OpenedScene(NamedTuple):
     mask: Callable[[int, int], np.ndarray]
     georeference: Georeference | None = None
     valid: Callable[[int, int], np.ndarray] | None = None
+    values: Callable[[int, int], np.ndarray] | None = None
 
 
 @dataclass(frozen=True)
@@ -214,8 +216,8 @@ def open_pair(
 
     Raises:
         LabelError: if the labels do not fit the image or the classes.
-        UnusableImageError: if the mask is broken or the image has another layout; other errors where the image is
-            broken.
+        UnusableImageError: if the mask is broken; OtherBandsError where the image has another layout; other errors
+            where the image is broken.
     """
     with contextlib.ExitStack() as stack:
         scene = stack.enter_context(open_scene(image, layout=layout, gsd=annotation.gsd, verify=verify))
@@ -238,7 +240,7 @@ def open_pair(
                 ids[max(low - y0, 0) : max(high - y0, 0), columns] = IGNORE
             return ids
 
-        yield OpenedScene(scene.height, scene.width, scene.rows, mask, scene.georeference, scene.valid)
+        yield OpenedScene(scene.height, scene.width, scene.rows, mask, scene.georeference, scene.valid, scene.values)
 
 
 @contextlib.contextmanager

@@ -1,4 +1,14 @@
-"""What is known of Potsdam, Vaihingen and LoveDA: classes, colours, splits, archives, owners and licences."""
+"""What is known of Potsdam, Vaihingen and LoveDA: classes, colours, splits, archives, owners and licences.
+
+Classes, colours, splits and names of files are as the owners' pages and other readers of these archives have them, and
+masks of Potsdam and of LoveDA were read. The archives themselves were not at hand. Known from others alone:
+
+- names and folders inside the archives. So folders do not count but for Vaihingen, whose images and masks have the same
+  names: images lie in `top/`, and masks under a name with `ground_truth` or `gts` or straight in the folder.
+- that Vaihingen's archive of eroded masks for participants unpacks into a folder spelt `ISPRS_semantic_labeing_...`.
+- that the ISPRS also hands out everything in one zip file, `Potsdam.zip` or `Vaihingen.zip`.
+- the numbers by which LoveDA calls its images. So they are counted, and images and masks held against each other.
+"""
 
 import re
 from collections.abc import Sequence
@@ -118,12 +128,15 @@ DATASETS = {
         images=(Files(rf"(?:^|/)top/{_AREAS}(\d+)\.tif$", _both(f"{_VAIHINGEN}.zip")),),
         masks={
             "full": Files(
-                rf"(?:^|(?:ground_truth|gts)[^/]*/(?:[^/]+/)*){_AREAS}(\d+)\.tif$",
+                rf"(?:^|(?:ground_truth|gts)[^/]*/(?:(?!top/)[^/]+/)*){_AREAS}(\d+)\.tif$",
                 _both(f"{_VAIHINGEN}_ground_truth_COMPLETE.zip", participants=f"{_VAIHINGEN}.zip"),
             ),
             "eroded": Files(
                 rf"(?:^|/){_AREAS}(\d+)_noBoundary\.tif$",
-                _both(f"{_VAIHINGEN}_ground_truth_eroded_COMPLETE.zip", participants=f"{_VAIHINGEN}.zip"),
+                _both(
+                    f"{_VAIHINGEN}_ground_truth_eroded_COMPLETE.zip",
+                    participants=f"{_VAIHINGEN}_ground_truth_eroded_for_participants.zip",
+                ),
             ),
         },
         inside="Vaihingen.zip",
@@ -155,6 +168,15 @@ DATASETS = {
         },
     ),
 }
+
+
+def _regions(name: str) -> list[str]:
+    known = [region for region in next(iter(DATASETS[name].splits.values())) if region]
+    return [f"{name}/{region}" for region in (*known, "all")] if known else [name]
+
+
+# As configurations name them: with a region where there are several, or all of them.
+PUBLISHED = tuple(each for name in DATASETS for each in _regions(name))
 
 
 def layout_of_published(name: str, numbers: Sequence[int] = ()) -> Layout:
@@ -189,20 +211,28 @@ def facts_of(name: str) -> Published:
     return DATASETS[name]
 
 
-def instructions(name: str, folder: Path | str, masks: str = "full") -> str:
-    """What to get of a data set, with which masks if any, from whom, under which licence, and where to put it."""
+def instructions(
+    name: str, folder: Path | str, wanted: Sequence[Sequence[Files]] = (), splits: Sequence[str] = ()
+) -> str:
+    """What to get of a data set, from whom, under which licence, and where to put it.
+
+    Args:
+        name: of the data set.
+        folder: where to put it.
+        wanted: for each kind of files, those that serve; images and full masks where empty.
+        splits: the parts to get; all where empty.
+
+    Returns:
+        the end of a sentence.
+    """
     facts = facts_of(name)
-    first, _ = facts.splits
-    kinds = (facts.images[0], *([] if masks == "none" else [facts.masks[masks]]))
-    wanted = list(dict.fromkeys(archives[0] for files in kinds for archives in files.archives.values()))
-    if len(facts.images) > 1:
-        wanted[0] += f" (or {facts.images[-1].archives[first][0]} for all bands)"
+    archives = []
+    for first, *others in wanted or (facts.images, (facts.masks["full"],)):
+        for split in splits or facts.splits:
+            also = f" (or {others[-1].archives[split][0]} for all bands)" if others else ""
+            archives.append(first.archives[split][0] + also)
     inside = f" (also inside {facts.inside})" if facts.inside else ""
     return (
-        f"get {' and '.join(wanted)}{inside} from {facts.owner}, licence: {facts.licence}; put the zip files as they "
-        f"are, or unpacked, into {folder}."
+        f"get {' and '.join(dict.fromkeys(archives))}{inside} from {facts.owner}, licence: {facts.licence}; put the "
+        f"zip files as they are, or unpacked, into {folder}."
     )
-
-
-# As configurations name them: with a region where there are several, or all of them.
-PUBLISHED = ("potsdam", "vaihingen", "loveda/urban", "loveda/rural", "loveda/all")

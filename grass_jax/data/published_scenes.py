@@ -1,26 +1,17 @@
-"""The scenes of Potsdam, Vaihingen and LoveDA: found in a folder as their owners publish them, and opened."""
+"""The scenes of Potsdam, Vaihingen and LoveDA: found in a folder as their owners publish them."""
 
-import contextlib
+import os
 import re
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Sequence
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-import numpy as np
 from absl import logging
 
-from grass_jax.data.archives import DamagedArchiveError, Member, list_members
-from grass_jax.data.geotiff import open_raster, row_window
-from grass_jax.data.labels import IGNORE, Labels, UnknownLabelError
-from grass_jax.data.layout import Layout
-from grass_jax.data.masks import Mask, open_mask
-from grass_jax.data.pairs import LabelError, OpenedScene
-from grass_jax.data.pictures import UnusableImageError
+from grass_jax.data.archives import Member, list_members
 from grass_jax.data.published import Files, Published, facts_of, instructions, layout_of_published
-from grass_jax.data.rasters import open_scene, reason
 
 NAMED = 5  # scenes named in a message before "and N more"
-CORNERS = [0xFF0000 * (i >> 2) | 0xFF00 * (i >> 1 & 1) | 0xFF * (i & 1) for i in range(8)]  # of the cube of colours
 
 
 class PublishedScene(NamedTuple):
@@ -56,7 +47,8 @@ def find_published(
 
     Raises:
         FileNotFoundError: if the images or the masks to train on are not there; says what to get and where to put it.
-        ValueError: if some of them are missing, which are then named; or for settings that the data set does not know.
+        ValueError: if what would hold a part cannot be read; if some of its images or masks are missing, which are then
+            named, or others are there; or for settings that the data set does not know.
     """
     facts = facts_of(name)
     regions = _regions(name, region)
@@ -66,40 +58,106 @@ def find_published(
     wanted = {"images": tuple(files for files in facts.images if files.bands >= highest)}
     if masks != "none":
         wanted["masks"] = (facts.masks[masks],)
-    files, found, damaged = _list(facts, wanted, folder, scratch)
+    files, found, unreadable = _list(facts, wanted, folder, scratch)
+    seen = {scene for its in found.values() for scene in its}
+    expected = {
+        split: {each: _expected(by_region[each], f"{split}/{each}/".title(), seen) for each in regions}
+        for split, by_region in facts.splits.items()
+    }
+    names = {split: [n for its, _ in by_region.values() for n in its] for split, by_region in expected.items()}
+    absent = {split: [kind for kind, its in found.items() if its.keys().isdisjoint(names[split])] for split in names}
+    _answer_for_absent(absent, name, wanted, unreadable, folder)
     scenes: dict[str, tuple[PublishedScene, ...]] = {}
-    for split, by_region in facts.splits.items():
-        expected = [
-            _expected(by_region[each], f"{split}/{each}/".title(), {n for kind in found.values() for n in kind})
-            for each in regions
-        ]
-        names, total = [n for each, _ in expected for n in each], sum(count for _, count in expected)
-        lacking = {kind: [n for n in names if n not in its] for kind, its in found.items()}
-        absent = [kind for kind, its in lacking.items() if len(its) == len(names)]
-        if absent and not scenes:
-            advice = instructions(name, folder, masks)
-            raise FileNotFoundError(
-                " ".join((*damaged, f"{facts.title}: its {absent[0]} are not in {folder}:", advice))
-            )
-        if absent:
-            its = " or ".join(files[absent[0]].archives[split])
-            logging.info("No %s of the part %s of %s in %s (%s): it is left out.", absent[0], split, name, folder, its)
-            continue
-        for kind, its in lacking.items():
-            count = total - len(names) + len(its)
-            if count > 0:
-                named = ", ".join(its[:NAMED]) + (f" and {count - NAMED} more" if len(its) > NAMED else "")
-                archive = " or ".join(files[kind].archives[split])
-                sentence = (
-                    f"{count} of the {total} {kind} of the part {split} of {name} are missing in {folder}"
-                    f"{f' ({named})' if named else ''}: they belong to {archive}, get that again."
-                )
-                raise ValueError(" ".join((*damaged, sentence)))
+    for split in (split for split, kinds in absent.items() if not kinds):
+        for each, (its, total) in expected[split].items():
+            archives = {kind: " or ".join(one.archives[split]) for kind, one in files.items()}
+            part = f"of the part {split}{each and '/'}{each} of {name}"
+            problem = _problem(found, its, total, part, archives, folder)
+            if problem:
+                raise ValueError(" ".join((*unreadable.values(), problem)))
         masks_of = found.get("masks", {})
-        scenes[split] = tuple(PublishedScene(n, found["images"][n], masks_of.get(n)) for n in names)
-    for sentence in damaged:
-        logging.warning("%s Nothing of it is needed now.", sentence)
+        scenes[split] = tuple(PublishedScene(n, found["images"][n], masks_of.get(n)) for n in names[split])
+    for closed, sentence in unreadable.items():
+        kinds = [kind for kind, candidates in wanted.items() if _may_hold(closed, name, candidates, facts.splits)]
+        used = [_place(found[kind][scene.name]) for kind in kinds for its in scenes.values() for scene in its]
+        instead = f"The {' and '.join(kinds)} are taken from {_some(list(dict.fromkeys(used)), ' and ')}."
+        logging.warning("%s %s", sentence, instead if kinds else "By its name nothing of it is needed now.")
     return scenes
+
+
+def _answer_for_absent(
+    absent: dict[str, list[str]],
+    name: str,
+    wanted: dict[str, tuple[Files, ...]],
+    unreadable: dict[str, str],
+    folder: Path,
+) -> None:
+    """Refuse a data set without a part to train on, or whose absent part may be in what cannot be read."""
+    training = next(iter(absent))
+    for split, kinds in absent.items():
+        if not kinds:
+            continue
+        candidates = [files for kind in kinds for files in wanted[kind]]
+        holders = [its for closed, its in unreadable.items() if _may_hold(closed, name, candidates, [split])]
+        lack = f"{' and '.join(kinds)} of the part {split} of {name}"
+        if holders:
+            way = "" if split == training else f": to go on without that part, move it out of {folder}"
+            raise ValueError(f"{' '.join(holders)} Without it the {lack} are missing{way}.")
+        if split == training:
+            splits = [each for each, its in absent.items() if its == kinds]
+            parts = f"part{'s' if len(splits) > 1 else ''} {' and '.join(splits)}"
+            lack = f"{facts_of(name).title}: the {' and '.join(kinds)} of its {parts} are not in {folder}:"
+            advice = instructions(name, folder, [wanted[kind] for kind in kinds], splits)
+            raise FileNotFoundError(" ".join((*unreadable.values(), lack, advice)))
+        archives = " or ".join(wanted[kinds[0]][0].archives[split])
+        logging.info("No %s in %s (%s): it is left out.", lack, folder, archives)
+
+
+def _problem(
+    found: dict[str, dict[str, Member]], names: list[str], total: int, part: str, archives: dict[str, str], folder: Path
+) -> str:
+    """What is missing of a part, or is too much; empty where all is there, and every image has its mask."""
+    lacking = {kind: [n for n in names if n not in its] for kind, its in found.items()}
+    if len(names) > total:  # of names that nobody knows one may be there instead of another
+        single = [f"{n} has no {kind[:-1]}" for kind, its in lacking.items() for n in its]
+        origin = next(iter(archives.values()))
+        if single:
+            problem = f"do not have the same names ({_some(single)}): get {origin} again."
+            return f"The images and masks {part} in {folder} {problem}"
+        kinds = " and ".join(f"{len(names)} {kind}" for kind in found)
+        return f"{kinds} {part} are in {folder}, and {total} are published: remove what does not belong to {origin}."
+    for kind, its in lacking.items():
+        count = total - len(names) + len(its)
+        if count:
+            named = f" ({_some(its, count=count)})" if its else ""
+            advice = f"they belong to {archives[kind]}, get that again."
+            return f"{count} of the {total} {kind} {part} are missing in {folder}{named}: {advice}"
+    return ""
+
+
+def _some(names: list[str], last: str = ", ", count: int | None = None) -> str:
+    more = (len(names) if count is None else count) - NAMED
+    return ", ".join(names[:NAMED]) + f" and {more} more" if len(names) > NAMED else last.join(names)
+
+
+def _place(member: Member) -> str:
+    """The archive or folder in which a file lies, in messages."""
+    if len(member.chain) > 1:
+        return PurePosixPath(member.chain[-2]).name
+    return os.fspath(Path(member.folder, member.name).parent)
+
+
+def _may_hold(closed: str, name: str, candidates: Iterable[Files], splits: Iterable[str]) -> bool:
+    """Whether an archive or a folder that cannot be read has the name of one that holds some of these files.
+
+    A browser adds ` (1)` to names; everything may be in a folder or an archive with the name of the data set.
+    """
+    parts = PurePosixPath(closed).parts
+    if closed.lower().endswith(".zip"):
+        parts = parts[-1:]
+    archives = {archive for files in candidates for split in splits for archive in files.archives[split]}
+    stems = {re.sub(r"( \(\d+\))?(\.zip)?$", "", each.lower()) for each in parts}
+    return bool(archives) and (not parts or not stems.isdisjoint({name, *(a.lower()[:-4] for a in archives)}))
 
 
 def _regions(name: str, region: str) -> list[str]:
@@ -114,15 +172,18 @@ def _regions(name: str, region: str) -> list[str]:
 
 def _list(
     facts: Published, wanted: dict[str, tuple[Files, ...]], folder: Path, scratch: Path | None
-) -> tuple[dict[str, Files], dict[str, dict[str, Member]], list[str]]:
-    """By kind, the first of its files that are there and these by scene; and sentences on archives that are damaged."""
-    chosen, found, damaged = {}, {}, {}
+) -> tuple[dict[str, Files], dict[str, dict[str, Member]], dict[str, str]]:
+    """By kind, the first of its files that are there and these by scene; and sentences on what cannot be read."""
+    chosen, found, unreadable = {}, {}, {}
     for kind, candidates in wanted.items():
         chosen[kind], found[kind] = candidates[0], {}
-        for files in candidates if folder.is_dir() else ():
+        for files in candidates:
             nested = {archive for archives in files.archives.values() for archive in archives}
-            members, unreadable = list_members(folder, files.pattern, nested=nested, scratch=scratch)
-            damaged.update(dict.fromkeys(unreadable))
+            try:
+                members, closed = list_members(folder, files.pattern, nested=nested, scratch=scratch)
+            except (FileNotFoundError, NotADirectoryError):
+                continue  # nothing of the data set is there
+            unreadable.update(closed)
             for member in members:
                 match = re.search(files.pattern, member.name, re.IGNORECASE)
                 assert match
@@ -130,7 +191,7 @@ def _list(
             if members:
                 chosen[kind] = files
                 break
-    return chosen, found, list(damaged)
+    return chosen, found, unreadable
 
 
 def _expected(known: tuple[str, ...] | int, start: str, seen: set[str]) -> tuple[list[str], int]:
@@ -138,95 +199,3 @@ def _expected(known: tuple[str, ...] | int, start: str, seen: set[str]) -> tuple
     if not isinstance(known, int):
         return list(known), len(known)
     return sorted((n for n in seen if n.startswith(start)), key=lambda n: (len(n), n)), known
-
-
-@contextlib.contextmanager
-def open_published(
-    scene: PublishedScene,
-    labels: Labels,
-    layout: Layout,
-    *,
-    scratch: Path | None = None,
-    verify: bool = False,
-) -> Iterator[OpenedScene]:
-    """Open an image with its mask.
-
-    The masks of the ISPRS hold colours whose channels are 0 or 255. Two of them do not keep to this: Potsdam's 4_12 was
-    compressed with loss and has 24,850 colours, and its 6_7 gives cars (252, 255, 0). So every channel counts as 255
-    from 128 on. Magenta, which is then no class, does not count, and is counted in the log.
-
-    Args:
-        scene: what `find_published` found.
-        labels: what its mask holds.
-        layout: the bands to read of the image.
-        scratch: folder for temporary files; the system's where None.
-        verify: read all of both beforehand, so that what follows cannot fail.
-
-    Yields:
-        the scene; without a mask all of it is IGNORE.
-
-    Raises:
-        LabelError: in one sentence, if one of the two cannot be read or they do not fit together; nothing is made of a
-            data set of which a part is missing.
-    """
-    with contextlib.ExitStack() as stack:
-        with _named(scene.image):
-            path = stack.enter_context(scene.image.open(scratch))
-            image = stack.enter_context(open_scene(path, layout=layout, verify=verify))
-        mask = None
-        if scene.mask is not None:
-            with _named(scene.mask):
-                path = stack.enter_context(scene.mask.open(scratch))
-                opened = _open_colours if labels.by_colour else open_mask
-                mask = stack.enter_context(opened(path, labels, name=scene.mask.name, verify=verify))
-            if (mask.height, mask.width) != (image.height, image.width):
-                raise LabelError(
-                    f"{scene.mask.name} has {mask.width}x{mask.height} pixels and its image {scene.image.name} "
-                    f"{image.width}x{image.height}, in {scene.mask.folder}: get both again, as they are published."
-                )
-
-        def ids(y0: int, y1: int) -> np.ndarray:
-            found = np.full((y1 - y0, image.width), IGNORE, np.uint8) if mask is None else np.array(mask.rows(y0, y1))
-            if image.valid is not None:
-                found[~image.valid(y0, y1)] = IGNORE
-            return found
-
-        yield OpenedScene(image.height, image.width, image.rows, ids, image.georeference, image.valid)
-
-
-@contextlib.contextmanager
-def _named(member: Member) -> Iterator[None]:
-    """Whatever happens to a file is said in one sentence that names it, and nobody skips the file because of it."""
-    try:
-        yield
-    except MemoryError:
-        raise
-    except Exception as error:  # decoders answer a broken file with anything
-        if isinstance(error, DamagedArchiveError) or (isinstance(error, OSError) and error.errno is not None):
-            raise LabelError(str(error)) from error  # as it is: it names the archive, or what the disk lacks
-        why = str(error).partition(":")[0] if isinstance(error, UnknownLabelError) else reason(error)
-        raise LabelError(f"{member.name} in {member.folder} cannot be used: {why}; get it again.") from error
-
-
-@contextlib.contextmanager
-def _open_colours(path: Path, labels: Labels, *, name: str, verify: bool) -> Iterator[Mask]:
-    classes = np.array([labels.known[colour] for colour in CORNERS], np.uint8)
-    with open_raster(path) as raster:
-        kinds = {raster.dtypes[band] for band in range(min(raster.count, 3))}
-        if raster.count < 3 or kinds != {"uint8"}:
-            raise UnusableImageError(f"it has {raster.count} band(s) of {raster.dtypes[0]} and no colours of 8 bits")
-
-        def corners(y0: int, y1: int) -> np.ndarray:
-            red, green, blue = raster.read([1, 2, 3], window=row_window(raster, y0, y1)) >> 7
-            return red << 2 | green << 1 | blue
-
-        if verify:
-            steps = range(0, raster.height, 512)
-            strips = (corners(y, min(y + 512, raster.height)) for y in steps)
-            counts = np.sum([np.bincount(strip.ravel(), minlength=8) for strip in strips], axis=0)
-            if not counts[classes != IGNORE].sum():
-                raise UnusableImageError("none of its pixels has the colour of a class")
-            magenta = counts[CORNERS.index(0xFF00FF)]
-            if magenta:
-                logging.warning("%s: %d pixels are magenta, which is no class, and do not count.", name, magenta)
-        yield Mask(raster.height, raster.width, lambda y0, y1: classes[corners(y0, y1)])

@@ -1,9 +1,9 @@
 """Read image files of any size as rows of some of their bands, at their own resolution or another."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
@@ -14,12 +14,12 @@ from grass_jax.data.geotiff import (
     colour_table,
     georeference,
     looks_like_alpha,
+    masked_values,
     open_raster,
     row_window,
     valid_rows,
-    valid_values,
 )
-from grass_jax.data.layout import RGB_LAYOUT, Layout, picture_layout, raster_layout, read_bands
+from grass_jax.data.layout import RGB_LAYOUT, Layout, layout_of, picture_layout, read_bands
 from grass_jax.data.pictures import JPEG_SUFFIXES, UnusableImageError, is_deep, no_pillow_limit, open_picture
 from grass_jax.data.resampling import Rows, new_length, resample_rows, resample_valid
 
@@ -41,11 +41,13 @@ class Scene(NamedTuple):
     Attributes:
         height: height in pixels.
         width: width in pixels.
-        rows: reads rows y0 to y1 as (y1 - y0, width, c) in the dtype of the layout; 0 where `valid` is not, and where a
-            float is no finite number or is nodata in its band.
+        rows: reads rows y0 to y1 as (y1 - y0, width, c) in the dtype of the layout; where `valid` is not, 0 in integers
+            and NaN in floats, which are NaN in single bands as well, where they are nodata or no finite number.
         georeference: where the pixels lie; None for PNG, JPEG and plain TIFF.
         valid: reads which pixels of rows y0 to y1 hold an image by the file's nodata value, alpha channel or mask,
             (y1 - y0, width) bool; None where all of them do.
+        values: reads which integers of rows y0 to y1 are not nodata in their band, (y1 - y0, width, c) bool; None where
+            `valid` or NaN says as much.
         factors: height and width of a pixel in pixels of the file, other than 1 where it was resampled.
     """
 
@@ -54,6 +56,7 @@ class Scene(NamedTuple):
     rows: Rows
     georeference: Georeference | None = None
     valid: Rows | None = None
+    values: Rows | None = None
     factors: tuple[float, float] = (1.0, 1.0)
 
 
@@ -92,12 +95,12 @@ def open_scene(
 
 
 def _filled(rows: Rows, valid: Rows) -> Rows:
-    """Reads 0 where nothing is valid, and instead of what is no finite number."""
+    """Reads 0, or NaN in floats, where nothing is valid."""
 
     def read(y0: int, y1: int) -> np.ndarray:
         pixels = rows(y0, y1)
-        good = valid(y0, y1)[..., None]
-        return np.where(good & np.isfinite(pixels) if pixels.dtype.kind == "f" else good, pixels, 0)
+        nothing = pixels.dtype.type(np.nan if pixels.dtype.kind == "f" else 0)
+        return np.where(valid(y0, y1)[..., None], pixels, nothing)
 
     return read
 
@@ -134,13 +137,13 @@ def _resampled(scene: Scene, gsd: float) -> Scene:
     height, width = new_length(size[0], factors[0]), new_length(size[1], factors[1])
 
     def rows(y0: int, y1: int) -> np.ndarray:
-        return resample_rows(scene.rows, scene.valid, y0, y1, size=size, factors=factors)
+        return resample_rows(scene.rows, scene.values or scene.valid, y0, y1, size=size, factors=factors)
 
-    def valid(y0: int, y1: int) -> np.ndarray:
-        assert scene.valid is not None
-        return resample_valid(scene.valid, y0, y1, size=size, factors=factors)
+    def counted(stored: Rows | None) -> Rows | None:
+        return stored and (lambda y0, y1: resample_valid(stored, y0, y1, size=size, factors=factors))
 
-    return Scene(height, width, rows, scene.georeference.scaled(factors), scene.valid and valid, factors)
+    grid = scene.georeference.scaled(factors)
+    return Scene(height, width, rows, grid, counted(scene.valid), counted(scene.values), factors)
 
 
 @contextlib.contextmanager
@@ -154,7 +157,7 @@ def _open_picture(path: Path, layout: Layout) -> Iterator[Scene]:
         colours, opacity = colour_picture(picture)
 
         def rows(y0: int, y1: int) -> np.ndarray:
-            return picture_rows(colours, y0, y1)[..., channels]
+            return _channels(picture_rows(colours, y0, y1), channels)
 
         def valid(y0: int, y1: int) -> np.ndarray:
             assert opacity is not None
@@ -163,17 +166,28 @@ def _open_picture(path: Path, layout: Layout) -> Iterator[Scene]:
         yield Scene(colours.height, colours.width, rows, valid=valid if opacity else None)
 
 
+def _channels(colours: np.ndarray, channels: Sequence[int]) -> np.ndarray:
+    """Channels of (h, w, 3), pixel by pixel in memory; all three, or grey in all three, are there already."""
+    return colours if list(channels) in ([0, 1, 2], [0, 0, 0]) else np.take(colours, channels, axis=-1)
+
+
 def _deep_picture(path: Path, layout: Layout, orientation: int) -> Scene:
     """A PNG of 16 bits a channel, decoded whole by GDAL: Pillow keeps the high bytes of colours alone."""
+    stored = layout_of(path)
+    bands = read_bands(stored, layout)
     with open_raster(path, "PNG") as raster:
-        bands = read_bands(raster_layout(raster), layout)
         pixels = _turned(np.moveaxis(raster.read(bands), 0, -1), orientation)
-        read_valid = valid_rows(raster, bands)
+        read_valid = valid_rows(raster, bands, _alpha(raster, stored))
         valid = None if read_valid is None else _turned(read_valid(0, raster.height), orientation)
     height, width = pixels.shape[:2]
     return Scene(
         height, width, lambda y0, y1: pixels[y0:y1], valid=None if valid is None else lambda y0, y1: valid[y0:y1]
     )
+
+
+def _alpha(raster: Any, stored: Layout) -> int:
+    """The alpha channel of a rasterio data set, which is the band that its layout leaves out; 0 where it has none."""
+    return next((number for number in range(1, raster.count + 1) if number not in stored.numbers), 0)
 
 
 def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
@@ -198,8 +212,10 @@ def colour_picture(picture: Image.Image) -> tuple[Image.Image, Image.Image | Non
     if "transparency" in picture.info or picture.mode in ("LA", "PA"):
         picture = picture.convert("RGBA")  # a palette with alpha has to pass through here, or Pillow warns
     opacity = picture.getchannel("A") if picture.mode == "RGBA" else None
-    if opacity is not None and not looks_like_alpha(np.array(opacity.histogram())):
-        opacity = None
+    if opacity is not None:
+        counts = opacity.histogram()
+        if not looks_like_alpha(counts[0] + counts[255], sum(counts)):
+            opacity = None
     return picture if picture.mode == "RGB" else picture.convert("RGB"), opacity
 
 
@@ -211,27 +227,46 @@ def picture_rows(picture: Image.Image, y0: int, y1: int) -> np.ndarray:
 
 @contextlib.contextmanager
 def _open_tiff(path: Path, layout: Layout, verify: bool) -> Iterator[Scene]:
+    stored = layout_of(path)
+    bands = read_bands(stored, layout)
     with open_raster(path) as raster:
-        bands = read_bands(raster_layout(raster), layout)
         palette = colour_table(raster)
-        looked_at = bands if palette is None else [1]
-        values = valid_values(raster, looked_at) if layout.dtype == "float32" else None
+        looked_at = list(dict.fromkeys(bands)) if palette is None else [1]  # grey that is repeated is read once
+        masked = masked_values(raster, looked_at, _alpha(raster, stored))
+        floating = any(np.dtype(raster.dtypes[band - 1]).kind == "f" for band in looked_at)
 
         def rows(y0: int, y1: int) -> np.ndarray:
             window = row_window(raster, y0, y1)
             if palette is not None:
-                return palette[raster.read(1, window=window)][..., [band - 1 for band in bands]]
-            pixels = raster.read(bands, window=window, out_dtype=layout.dtype)
-            if values is not None:
-                pixels[~values(y0, y1)] = np.nan  # stays out of means, and becomes 0 in the end
-            return np.moveaxis(pixels, 0, -1)
+                return _channels(palette[raster.read(1, window=window)], [band - 1 for band in bands])
+            pixels = raster.read(looked_at, window=window, out_dtype=layout.dtype)
+            if layout.dtype == "float32" and masked is not None:
+                pixels[~masked(y0, y1)] = np.nan
+            if floating:
+                pixels[~np.isfinite(pixels)] = np.nan
+            pixels = np.moveaxis(pixels, 0, -1)
+            return pixels if len(looked_at) == len(bands) else np.repeat(pixels, len(bands), axis=-1)
 
-        scene = Scene(raster.height, raster.width, rows, georeference(raster), valid_rows(raster, looked_at))
+        def values(y0: int, y1: int) -> np.ndarray:
+            assert masked is not None
+            return np.moveaxis(masked(y0, y1), 0, -1)
+
+        def valid(y0: int, y1: int) -> np.ndarray:
+            return (~np.isnan(rows(y0, y1)) if layout.dtype == "float32" else values(y0, y1)).max(axis=-1)
+
+        scene = Scene(
+            raster.height,
+            raster.width,
+            rows,
+            georeference(raster),
+            valid if floating or masked is not None else None,
+            values if masked is not None and layout.dtype != "float32" and len(looked_at) > 1 else None,
+        )
         if verify:
             # A truncated raster opens well and fails in the middle; once tiles are written they cannot be taken back.
             step = max(256, raster.block_shapes[0][0])
             for y in range(0, raster.height, step):
-                for read in (scene.rows, scene.valid):
+                for read in (rows, masked):
                     if read is not None:
                         read(y, min(y + step, raster.height))
         yield scene

@@ -54,26 +54,27 @@ def resample_rows(
 
     Args:
         rows: rows y0 to y1 of the stored image, (y1 - y0, width, c), of integers or floats.
-        valid: its valid pixels, (y1 - y0, width) bool; None where all are. Others, and floats that are not finite, have
-            no part in the means.
+        valid: its valid pixels, (y1 - y0, width) bool, or values, (y1 - y0, width, c); None where all are. Others, and
+            floats that are not finite, have no part in the means.
         y0: first new row.
         y1: end of the new rows.
         size: height and width of the stored image in pixels.
         factors: height and width of a new pixel in stored ones.
 
     Returns:
-        (y1 - y0, new width, c) of the same dtype, integers rounded; 0 where nothing is valid.
+        (y1 - y0, new width, c) of the same dtype, integers rounded; 0, or NaN in floats, where nothing is valid.
     """
     pieces = []
     for top, bottom, mean in _means(y0, y1, size, factors):
         stored = rows(top, bottom)
-        if valid is None:
+        good = None if valid is None else valid(top, bottom).reshape(*stored.shape[:2], -1)
+        if stored.dtype.kind == "f":
+            good = np.isfinite(stored) if good is None else good & np.isfinite(stored)
+        if good is None:
             means = mean(stored)
         else:
-            good = valid(top, bottom)[..., None]
-            if stored.dtype.kind == "f":
-                good = good & np.isfinite(stored)
-            means = mean(np.where(good, stored, 0)) / np.maximum(mean(good), 1e-6)
+            share, nothing = mean(good), np.nan if stored.dtype.kind == "f" else 0
+            means = np.where(share > 1e-6, mean(np.where(good, stored, 0)) / np.maximum(share, 1e-6), nothing)
         if stored.dtype.kind == "u":
             means = np.clip(np.rint(means), 0, np.iinfo(stored.dtype).max)
         pieces.append(means.astype(stored.dtype))
@@ -81,7 +82,7 @@ def resample_rows(
 
 
 def resample_valid(valid: Rows, y0: int, y1: int, *, size: tuple[int, int], factors: tuple[float, float]) -> np.ndarray:
-    """Where at least half of the weight of a pixel of `resample_rows` is valid, (y1 - y0, new width) bool."""
+    """Where at least half of the weight of a pixel, or of a value, of `resample_rows` is valid; bool, see `valid`."""
     shares = [mean(valid(top, bottom)) for top, bottom, mean in _means(y0, y1, size, factors)]
     return np.concatenate(shares) > 0.5 - 1e-5
 

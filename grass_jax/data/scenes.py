@@ -13,7 +13,7 @@ import numpy as np
 from grass_jax.data.builders.tiling import log_skipped
 from grass_jax.data.footprints import footprint_of, merge_overlapping
 from grass_jax.data.labels import IGNORE, Labels
-from grass_jax.data.layout import RGB_LAYOUT, Layout
+from grass_jax.data.layout import RGB_LAYOUT, Layout, OtherBandsError
 from grass_jax.data.pairs import Annotation, LabelError, OpenedScene, Pairs, check_patterns, find_pairs, open_pair
 from grass_jax.data.rasters import reason
 from grass_jax.data.splits import group_of
@@ -82,7 +82,7 @@ def open_scenes(
     Args:
         path: the folder.
         group: groups of the files, see `group_of`; those that show the same ground are joined.
-        layout: the bands of the images to read; those that lack one are left out.
+        layout: the bands of the images to read, those of a network; images without them are left out.
         where: keyword arguments of `find_labelled`.
 
     Returns:
@@ -93,7 +93,7 @@ def open_scenes(
         FileNotFoundError, NotADirectoryError: if a folder or table does not exist.
     """
     pairs, annotation = find_labelled(path, **where)
-    usable, footprints, skipped = [], [], list(pairs.skipped)
+    usable, footprints, skipped, advice = [], [], list(pairs.skipped), "add others"
     for file, labels in zip(pairs.files, pairs.labels, strict=True):
         try:
             with open_pair(pairs.images / file.name, labels, file.name, annotation, layout=layout) as scene:
@@ -102,10 +102,12 @@ def open_scenes(
         except (MemoryError, LabelError):
             raise
         except Exception as error:  # decoders answer a broken file with anything
+            if isinstance(error, OtherBandsError):
+                advice = "give images with the network's bands"
             skipped.append((file.name, reason(error)))
     log_skipped(skipped, pairs.images)
     if not usable:
-        raise ValueError(f"No image in {pairs.images} can be used, the first because {skipped[0][1]}: add others.")
+        raise ValueError(f"No image in {pairs.images} can be used, the first because {skipped[0][1]}: {advice}.")
     groups, _ = merge_overlapping(group_of([name for name, _ in usable], group), footprints)
     return tuple(
         LabelledScene(name, its, scene_opener(pairs.images, name, labels, annotation, layout=layout))

@@ -16,7 +16,7 @@ from PIL import Image
 from grass_jax.bands import RGB, Bands
 from grass_jax.data.builders.image_folder import ImageFolder, folder_config
 from grass_jax.data.builders.sample import Sample, sample_config
-from grass_jax.data.builders.tiling import kept_tiles, log_barren, log_nodata, log_skipped
+from grass_jax.data.builders.tiling import kept_tiles, log_barren, log_mixed, log_nodata, log_skipped, log_untagged
 from grass_jax.data.prepare import prepare
 from grass_jax.data.tiles import tile_positions
 
@@ -66,7 +66,8 @@ class TileSource:
             index: number of the tile, from 0.
 
         Returns:
-            `image` (t, t, c) of the dtype of `bands` and, where the data set has masks, `mask` (t, t) uint8.
+            `image` (t, t, c) of the dtype of `bands`, where nodata is NaN in floats, and, where the data set has masks,
+            `mask` (t, t) uint8.
 
         Raises:
             IndexError: if there is no such tile.
@@ -160,7 +161,8 @@ def open_tiles(
 def check_sample_numbers(numbers: Sequence[int]) -> None:
     """Raises ValueError where bands are chosen of which the sample has none."""
     if tuple(numbers) not in ((), RGB.numbers):
-        raise ValueError(f"The sample has the bands {RGB.numbers}: leave config.bands.numbers empty.")
+        bands = f"band{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers))}"
+        raise ValueError(f"The sample has red, green and blue of 8 bits and the network reads {bands}: give a folder.")
 
 
 def tiles_of(builder: tfds.core.DatasetBuilder, split: str, *, fresh: bool) -> TileSource:
@@ -191,6 +193,8 @@ def tiles_of(builder: tfds.core.DatasetBuilder, split: str, *, fresh: bool) -> T
             log_skipped(notes["skipped"], notes["folder"])
             log_barren(notes.get("barren", ()), notes["folder"])
             log_nodata(notes.get("nodata", 0), notes["folder"])
+            log_mixed(notes.get("mixed", ()), notes["folder"])
+            log_untagged(notes.get("untagged", ()), notes["folder"])
         _log_outdated(builder, notes)
     logging.info("Using %d tiles of %d file(s) from %s", len(positions), len(files), builder.data_path)
     names = tuple(str(file[0]) for file in files)

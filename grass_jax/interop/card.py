@@ -9,10 +9,17 @@ from typing import Any, NamedTuple
 from grass_jax.config import flatten
 from grass_jax.interop.pytorch_code import encoder_code, network_code, plain_code, prepare_code, smp_code
 from grass_jax.interop.trained import Trained, data_name
+from grass_jax.models import build_encoder
+from grass_jax.models.resnet import Bottleneck
 
 # what has a place of its own on the card, or says nothing of the weights
 ELSEWHERE = ("task", "name", "preset", "data", "bands", "model", "init", "phases", "evaluate", "probe", "log")
 ELSEWHERE += ("checkpoint", "compilation_cache", "init_prefix", "init_ignore", "init_step")
+# what a run records of single areas and of its course, not of the weights
+UNTOLD = {"area_miou", "learning_rate", "images_per_second"}
+AUTHOR = "Trained with grass_jax"
+# strides and dilations of the stages in mmsegmentation
+STAGES = {16: ((1, 2, 2, 1), (1, 1, 1, 2)), 8: ((1, 2, 1, 1), (1, 1, 2, 4))}
 
 
 class Export(NamedTuple):
@@ -48,7 +55,7 @@ def write_card(export: Export, path: Path) -> None:
     head = f" with a {trained.config['head']['name']} head" if export.part == "network" else ""
     lines = [
         f"# {name}{head} for aerial and satellite images",
-        f"Trained with grass_jax: {trained.method}. Exported on {datetime.date.today()} after step {trained.step} "
+        f"{AUTHOR}: {trained.method}. Exported on {datetime.date.today()} after step {trained.step} "
         f"(phase {trained.phase}).",
         "## Architecture",
         *_table(
@@ -79,6 +86,15 @@ def write_card(export: Export, path: Path) -> None:
         *_loading(export),
     ]
     path.write_text(_joined(lines), encoding="utf-8")
+
+
+def is_card(path: Path) -> bool:
+    """Whether a file is what `write_card` has written."""
+    try:
+        title, _, second, *_ = path.read_bytes()[:1000].decode("utf-8", "replace").split("\n")
+    except (OSError, ValueError):
+        return False
+    return title.startswith("# ResNet-") and second.startswith(AUTHOR)
 
 
 def _joined(lines: Iterable[str]) -> str:
@@ -140,7 +156,8 @@ def _metrics(export: Export) -> list[str]:
         ends = {name: phase["ends"] for name, phase in summary.get("phases", {}).items()}
         found = ends | {"probe": summary.get("probe", {})}
         whose, of = "means over the last tenth of each phase, and the probes", summary.get("steps")
-    rows = [(k, v) for k, v in flatten(found).items() if isinstance(v, int | float) and not isinstance(v, bool)]
+    numbers = {k: v for k, v in flatten(found).items() if isinstance(v, int | float) and not isinstance(v, bool)}
+    rows = [(key, value) for key, value in numbers.items() if not UNTOLD & set(key.split("."))]
     if not rows:
         return ["None were recorded."]
     other = f" They are those of step {of}, not of these weights." if of != trained.step else ""
@@ -152,6 +169,8 @@ def _loading(export: Export) -> list[str]:
     trained, file = export.trained, export.output.name
     model, bands = trained.config["model"], len(trained.bands)
     plain, strided = model["width"] == 64, model["output_stride"] != 32
+    # of a basic block, timm and mmsegmentation dilate other convolutions than torchvision would
+    settable = issubclass(build_encoder(**model).block, Bottleneck)
     stride = f"The run computed features at output stride {model['output_stride']}"
     lines = ["Images as they are stored to what the network reads:", _python(prepare_code(trained.bands))]
     if export.part == "network":
@@ -160,15 +179,21 @@ def _loading(export: Export) -> list[str]:
     match export.format:
         case "timm":
             arguments = f'"local-dir:{file}", pretrained=True, num_classes=0, in_chans={bands}'
+            arguments += f", output_stride={model['output_stride']}" if strided and settable else ""
             lines += ["With timm:", _python(f"import timm\n\nencoder = timm.create_model({arguments})\n")]
             if strided:
-                lines += [f"{stride}; the model above computes them at 32."]
+                lines += [
+                    stride + (", as the model above does." if settable else "; the model above computes them at 32.")
+                ]
         case "mmsegmentation":
-            lines += ["With mmsegmentation, in a model's config:", f"```\n{_backbone(model, bands, file)}\n```"]
             lines += [
-                "The type is ResNet, not ResNetV1c, whose stem is another. "
-                + (f"{stride}; the config above computes them at 32." if strided else "")
+                "With mmsegmentation, in a model's config:",
+                f"```\n{_backbone(model, bands, file, settable)}\n```",
             ]
+            lines += ["The type is ResNet, not ResNetV1c, whose stem is another."]
+            if strided:
+                asked = ", for which the strides and dilations above are."
+                lines += [stride + (asked if settable else "; the config above computes them at 32.")]
         case _:
             if plain:
                 lines += ["With torchvision:", _python(plain_code(model, bands, file))]
@@ -189,10 +214,13 @@ def _python(code: str) -> str:
     return f"```python\n{code}```"
 
 
-def _backbone(model: Mapping[str, Any], bands: int, file: str) -> str:
-    width = model["width"]
-    narrow = f" stem_channels={width}, base_channels={width}," if width != 64 else ""
+def _backbone(model: Mapping[str, Any], bands: int, file: str, settable: bool) -> str:
+    width, stride = model["width"], model["output_stride"]
+    more = f" stem_channels={width}, base_channels={width}," if width != 64 else ""
+    if stride in STAGES and settable:
+        strides, dilations = STAGES[stride]
+        more += f"\n    strides={strides}, dilations={dilations}, contract_dilation=True,"
     return (
-        f"backbone=dict(type='ResNet', depth={model['name'].removeprefix('resnet')}, in_channels={bands},{narrow}\n"
+        f"backbone=dict(type='ResNet', depth={model['name'].removeprefix('resnet')}, in_channels={bands},{more}\n"
         f"    init_cfg=dict(type='Pretrained', checkpoint='{file}', prefix='backbone.'))"
     )

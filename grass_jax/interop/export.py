@@ -12,7 +12,7 @@ import numpy as np
 from absl import logging
 
 from grass_jax.config import ConfigError
-from grass_jax.interop.card import Export, write_card
+from grass_jax.interop.card import Export, is_card, write_card
 from grass_jax.interop.names import encoder_tensors, network_tensors, part_of
 from grass_jax.interop.torch_write import write_torch
 from grass_jax.interop.trained import Trained, describe, open_trained
@@ -34,7 +34,7 @@ def run(config: Any, workdir: str | Path) -> dict[str, Any]:
         `output` and `card`, their paths, and the `step` behind the weights.
 
     Raises:
-        ConfigError: a key or value that cannot be run.
+        ConfigError: a key or value that cannot be run, or files that are no export's would be replaced.
     """
     check(config)
     if not config.model:
@@ -59,6 +59,7 @@ def run(config: Any, workdir: str | Path) -> dict[str, Any]:
     export = Export(trained, part, config.format, output, licence=config.licence, data=config.data)
     files = _files(export, tensors)
     if jax.process_index() == 0:
+        _refuse_foreign(export)
         _write(files)
         logging.info("%s of step %d: %s, described in %s.", part.capitalize(), trained.step, output, export.card)
     return {"output": str(output), "card": str(export.card), "step": trained.step}
@@ -100,6 +101,28 @@ def _output(config: Any, default: Path) -> Path:
     return output
 
 
+def _refuse_foreign(export: Export) -> None:
+    """Raises ConfigError where something that no export has written would be replaced."""
+    folder, card = export.output, export.card
+    if export.format == "timm" and folder.exists() and not _is_timms(folder):
+        raise ConfigError(
+            f"config.output: the folder {folder} holds other files than an earlier export: give a new one."
+        )
+    if card.exists() and not is_card(card):
+        raise ConfigError(f"config.output: the card would replace {card}, which is none: give another name.")
+
+
+def _is_timms(folder: Path) -> bool:
+    """Whether a folder is empty or an earlier export, whose `config.json` names an architecture; a run's does not."""
+    try:
+        if all(path.name.startswith(".") for path in folder.iterdir()):
+            return True
+        content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(content, dict) and "architecture" in content
+
+
 def _files(export: Export, tensors: Mapping[str, np.ndarray]) -> dict[Path, Callable[[Path], None]]:
     """What is to be written: by path, functions that write to a path."""
     described = describe(export.trained)
@@ -109,7 +132,7 @@ def _files(export: Export, tensors: Mapping[str, np.ndarray]) -> dict[Path, Call
             files[export.output] = partial(_write_safetensors, tensors, described)
         case "mmsegmentation":
             state = {f"backbone.{name}": value for name, value in tensors.items()}
-            files[export.output] = partial(_write_checkpoint, {"meta": described, "state_dict": state})
+            files[export.output] = partial(write_torch, content={"meta": described, "state_dict": state})
         case "timm":
             files[export.output / "config.json"] = partial(_write_json, _timm_config(export.trained, tensors))
             files[export.output / "model.safetensors"] = partial(_write_safetensors, tensors, described)
@@ -157,10 +180,6 @@ def _write_safetensors(tensors: Mapping[str, np.ndarray], described: Mapping[str
 
     # the library's own writing reports a full disk in a type of its own
     path.write_bytes(safetensors.numpy.save(dict(tensors), metadata=dict(described)))
-
-
-def _write_checkpoint(content: Mapping[str, Any], path: Path) -> None:
-    write_torch(path, content)
 
 
 def _write_json(content: Mapping[str, Any], path: Path) -> None:

@@ -3,9 +3,10 @@
 What would import, call or build an object becomes a record of its name and arguments, with which nothing happens.
 """
 
+import io
 import pickletools
 import struct
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 MAX_BYTES = 16 * 2**20  # of a pickle; that of a ResNet-50 with its optimiser's state has 0.2 million
 MAX_OPCODES = 1_000_000
@@ -38,35 +39,54 @@ class Persistent(NamedTuple):
     key: Any
 
 
+class Pickle(NamedTuple):
+    """What a pickle holds.
+
+    Attributes:
+        value: dicts (`OrderedDict` as dict; only keys that are text or whole numbers), lists (sets, too), tuples, text,
+            bytes, numbers, None, and the records of this module; any of them may be shared, and lists and dicts hold
+            themselves.
+        references: all that it refers to outside of itself.
+        end: byte behind it.
+    """
+
+    value: Any
+    references: list[Persistent]
+    end: int
+
+
 ORDERED_DICT = Global("collections", "OrderedDict")
 
 
-def read_pickle(data: bytes) -> Any:
+def read_pickle(data: bytes, start: int = 0) -> Pickle:
     """Interprets a pickle.
 
     Args:
-        data: the whole of it.
-
-    Returns:
-        Dicts (`OrderedDict` as dict; only keys that are text or whole numbers), lists (sets, too), tuples, text, bytes,
-        numbers, None, and the records of this module; any of them may be shared, and lists and dicts hold themselves.
+        data: the whole of it; more may follow.
+        start: byte at which it begins.
 
     Raises:
         ValueError: it is malformed, or larger than any checkpoint needs.
     """
     if len(data) > MAX_BYTES:
         raise ValueError(f"has a pickle of {len(data) / 2**20:.0f} MiB, more than any checkpoint needs")
-    machine = _Machine()
+    file, machine = io.BytesIO(data), _Machine()
+    file.seek(start)
     try:
-        for count, (opcode, argument, _) in enumerate(pickletools.genops(data)):
+        for count, (opcode, argument, position) in enumerate(pickletools.genops(file)):
             if count > MAX_OPCODES:
                 raise ValueError("it has too many opcodes")
             if opcode.name == "STOP":
-                return machine.stack.pop()
+                return Pickle(machine.stack.pop(), machine.references, cast(int, position) + 1)
             machine.run(opcode.name, argument)
     except (ValueError, LookupError, TypeError, AttributeError, OverflowError, struct.error) as error:
-        raise ValueError(f"has a malformed pickle ({str(error)[:100]})") from None
+        raise ValueError(f"has a malformed pickle ({printable(str(error)[:100])})") from None
     raise ValueError("has a pickle without an end")
+
+
+def printable(text: str) -> str:
+    """Text out of a file as a terminal may show it: what has control characters in it comes with their codes."""
+    return text if text.isprintable() else ascii(text)
 
 
 class _Machine:
@@ -76,6 +96,7 @@ class _Machine:
         self.stack: list[Any] = []
         self.below: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
+        self.references: list[Persistent] = []
 
     def run(self, name: str, argument: Any) -> None:
         """Does what one opcode says."""
@@ -125,7 +146,8 @@ class _Machine:
         elif name == "BUILD":  # the object stays as it is
             stack.pop()
         elif name in ("PERSID", "BINPERSID"):
-            stack.append(Persistent(argument if name == "PERSID" else stack.pop()))
+            self.references.append(Persistent(argument if name == "PERSID" else stack.pop()))
+            stack.append(self.references[-1])
         elif name == "POP" and stack:
             stack.pop()
         elif name in ("POP", "POP_MARK"):

@@ -11,6 +11,7 @@ import numpy as np
 # opcodes of pickle protocol 2; a mark is "(", a tuple from the mark on is "t"
 ORDERED_DICT = b"ccollections\nOrderedDict\n)R"
 REBUILD = b"ctorch._utils\n_rebuild_tensor_v2\n"
+FALSE = b"\x89"
 STORAGE = b"ctorch\nFloatStorage\n"
 
 
@@ -19,8 +20,7 @@ def write_torch(path: str | os.PathLike, content: Mapping[str, Any]) -> None:
 
     Args:
         path: the file to write.
-        content: nested mappings with names as keys; arrays (which become float32 tensors), text, whole numbers,
-            floats, truth values, None, and lists of these.
+        content: nested mappings with names as keys; arrays (which become float32 tensors), text and whole numbers.
 
     Raises:
         TypeError: something else is among them.
@@ -36,20 +36,12 @@ def write_torch(path: str | os.PathLike, content: Mapping[str, Any]) -> None:
 
 def _pickled(value: Any, storages: list[np.ndarray]) -> bytes:
     match value:
-        case None:
-            return b"N"
-        case bool():
-            return b"\x88" if value else b"\x89"
         case int():
             data = value.to_bytes(value.bit_length() // 8 + 1, "little", signed=True)
             return b"\x8a" + bytes([len(data)]) + data
-        case float():
-            return b"G" + struct.pack(">d", value)
         case str():
             data = value.encode()
             return b"X" + struct.pack("<I", len(data)) + data
-        case list():
-            return b"](" + b"".join(_pickled(item, storages) for item in value) + b"e"
         case tuple():
             return b"(" + b"".join(_pickled(item, storages) for item in value) + b"t"
         case Mapping():
@@ -57,7 +49,7 @@ def _pickled(value: Any, storages: list[np.ndarray]) -> bytes:
             return b"}(" + b"".join(items) + b"u"
         case np.ndarray():
             return _tensor(value, storages)
-    raise TypeError(f"{type(value).__name__} cannot be written to a checkpoint: give arrays, text, numbers or lists.")
+    raise TypeError(f"{type(value).__name__} cannot be written to a checkpoint: give arrays, text or whole numbers.")
 
 
 def _tensor(array: np.ndarray, storages: list[np.ndarray]) -> bytes:
@@ -65,5 +57,5 @@ def _tensor(array: np.ndarray, storages: list[np.ndarray]) -> bytes:
     storages.append(np.ascontiguousarray(array, "<f4"))
     storage = _pickled("storage", []) + STORAGE + b"".join(_pickled(part, []) for part in (key, "cpu", array.size))
     strides = tuple(int(np.prod(array.shape[axis + 1 :])) for axis in range(array.ndim))
-    layout = b"".join(_pickled(part, []) for part in (0, array.shape, strides, False))
+    layout = b"".join(_pickled(part, []) for part in (0, array.shape, strides)) + FALSE  # no gradient is kept
     return REBUILD + b"((" + storage + b"tQ" + layout + ORDERED_DICT + b"tR"

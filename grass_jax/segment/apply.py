@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from absl import logging
 
+from grass_jax.bands import RGB
 from grass_jax.config import ConfigError
 from grass_jax.data.landscape import landscape
 from grass_jax.report.atomic import replacing
@@ -49,6 +50,11 @@ def evaluate_model(config: Any, workdir: str | Path) -> dict[str, Any] | None:
     check_class_names(config.evaluate.without, network.classes)
     folder = config.data.name == "segmentation_folder"
     labelled = None if folder else open_data(config.data, numbers=network.bands.numbers)
+    if labelled and (labelled.bands.numbers, labelled.bands.dtype) != (network.bands.numbers, network.bands.dtype):
+        raise ConfigError(
+            f"config.data.name: the images of {config.data.name} hold {labelled.bands.dtype}, and the model reads "
+            f"{network.bands.dtype}: score it on a folder of its kind of images."
+        )
     classes = labelled.classes if labelled else tuple(config.data.classes)
     if classes != network.classes:
         known, given = ", ".join(network.classes), ", ".join(classes)
@@ -100,6 +106,11 @@ def predict_images(config: Any, workdir: str | Path) -> dict[str, Any]:
     network = _network(config)
     workdir = Path(workdir).expanduser()
     devices = len(jax.local_devices())
+    if not config.input and (network.bands.numbers, network.bands.dtype) != (RGB.numbers, RGB.dtype):
+        raise ConfigError(
+            "config.input must be given: the drawn scene has red, green and blue of 8 bits, and the network reads "
+            f"{len(network.bands)} band(s) of {network.bands.dtype}."
+        )
     try:
         outcome = predict_files(
             network.forward(local_mesh()),

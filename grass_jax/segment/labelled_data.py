@@ -65,7 +65,7 @@ def open_all_scenes(data: Any, bands: Bands) -> tuple[LabelledScene, ...]:
         ConfigError: the data cannot be had as it is described.
     """
     try:
-        return open_scenes(**_where(data), layout=Layout(bands.numbers, bands.dtype, bands.rgb))
+        return open_scenes(**_where(data), layout=Layout.of(bands))
     except (ValueError, OSError) as error:
         raise ConfigError(f"config.data: {error}") from error
 

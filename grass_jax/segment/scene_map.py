@@ -74,9 +74,8 @@ class SceneMap:
     def __init__(self, job: Job, classes: Sequence[str], colours: np.ndarray, bands: Bands, note: Note):
         self.job, self.classes, self._colours, self._bands = job, classes, colours, bands
         self._counts = np.zeros(len(classes), np.int64)
-        layout = Layout(bands.numbers, bands.dtype, bands.rgb)
         with contextlib.ExitStack() as stack:
-            self.scene = scene = stack.enter_context(open_scene(job.image, layout=layout, verify=False))
+            self.scene = scene = stack.enter_context(open_scene(job.image, layout=Layout.of(bands), verify=False))
             header = read_header(job.image, bands, note)
             self.left = scene.height * scene.width
             self._nodata = choose_nodata(header.nodata, len(classes)) if scene.valid is not None else None

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from grass_jax.data import archives
+from grass_jax.data import archives, nested_zips
 from grass_jax.data.archives import DamagedArchiveError, Member, list_members
 
 IMAGES = r"(^|/)images/[^/]+\.tif$"
@@ -47,11 +47,6 @@ def contents(members, scratch=None):
     return found
 
 
-@pytest.fixture
-def folder(tmp_path):
-    return tmp_path / "Bilder für Ägypten"
-
-
 @pytest.mark.parametrize("outer", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
 def test_members_of_folders_and_of_archives_in_archives(folder, tmp_path, outer):
     scratch = tmp_path / "scratch"
@@ -63,8 +58,8 @@ def test_members_of_folders_and_of_archives_in_archives(folder, tmp_path, outer)
     write(folder / "Two.ZIP", zipped({"images/b.tif": noise(2), "__MACOSX/images/._b.tif": b"no"}))
     nested = {"x/images/c.tif": noise(3), "deep/Inner.zip": zipped(inner), "deep/Else.zip": zipped(inner)}
     write(folder / "sub folder/three.zip", b"any words" + zipped(nested, outer))
-    members, damaged = list_members(folder, IMAGES, nested=["inner.zip"], scratch=scratch)
-    assert damaged == []
+    members, unreadable = list_members(folder, IMAGES, nested=["inner.zip"], scratch=scratch)
+    assert unreadable == {}
     expected = {
         "plain one/images/a.tif": noise(1),
         "Two.ZIP/images/b.tif": noise(2),
@@ -91,8 +86,8 @@ def test_listing_reads_directories_alone_and_state_follows_the_content(folder):
     data = bytearray((folder / "a.zip").read_bytes())
     data[1000] ^= 1
     write(folder / "a.zip", bytes(data))
-    (third,), damaged = list_members(folder, IMAGES)
-    assert (third, damaged) == (second, [])
+    (third,), unreadable = list_members(folder, IMAGES)
+    assert (third, unreadable) == (second, {})
     with pytest.raises(DamagedArchiveError, match=r"^a\.zip/images/a\.tif in .* cannot be read .*CRC.*download the"):
         contents([third])
 
@@ -131,12 +126,13 @@ def test_an_archive_without_a_directory_is_named_and_does_not_hide_the_others(fo
         bad, name = zipped({"x/in.zip": bad}, compression), f"x/in.zip in {path}"
     write(path, bad)
     write(folder / "good.zip", zipped({"images/c.tif": noise(3)}))
-    members, damaged = list_members(folder, IMAGES, nested=["in.zip"])
+    members, unreadable = list_members(folder, IMAGES, nested=["in.zip"])
     assert [member.name for member in members] == ["good.zip/images/c.tif"]
-    assert len(damaged) == 1
-    assert damaged[0].startswith(f"The archive {name} cannot be read (")
-    assert damaged[0].endswith("): download the archive again.")
-    assert damaged[0].count("\n") == 0
+    ((its, sentence),) = unreadable.items()
+    assert its == ("bad.zip" if compression is None else "bad.zip/x/in.zip")
+    assert sentence.startswith(f"The archive {name} cannot be read (")
+    assert sentence.endswith("): download the archive again.")
+    assert "\n" not in sentence
 
 
 @pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
@@ -144,8 +140,8 @@ def test_an_archive_without_a_directory_is_named_and_does_not_hide_the_others(fo
 def test_members_that_are_not_what_the_directory_says(folder, compression, nested):
     def stored(data):
         write(folder / "a.zip", zipped({"in.zip": data}, zipfile.ZIP_STORED) if nested else data)
-        (member,), damaged = list_members(folder, IMAGES, nested=["in.zip"])
-        assert damaged == []
+        (member,), unreadable = list_members(folder, IMAGES, nested=["in.zip"])
+        assert unreadable == {}
         with pytest.raises(DamagedArchiveError, match="download the archive again") as error:
             contents([member])
         assert str(error.value).startswith(f"a.zip/{'in.zip/' if nested else ''}images/a.tif in {folder} cannot be")
@@ -153,10 +149,6 @@ def test_members_that_are_not_what_the_directory_says(folder, compression, neste
 
     data = zipped({"images/a.tif": noise(1)}, compression)
     directory = data.index(b"PK\1\2")
-    encrypted = bytearray(data)
-    encrypted[6] |= 1
-    encrypted[directory + 8] |= 1
-    assert "encrypted" in stored(bytes(encrypted))
     moved = bytearray(data)
     struct.pack_into("<I", moved, directory + 42, 7)  # where the member begins
     stored(bytes(moved))
@@ -166,6 +158,93 @@ def test_members_that_are_not_what_the_directory_says(folder, compression, neste
     past = bytearray(data)
     struct.pack_into("<2I", past, directory + 20, 900_000, 900_000)
     stored(bytes(past))
+
+
+def encrypted(data, name):
+    """The archive with the flags of one of its members set."""
+    data, name = bytearray(data), name.encode()
+    data[data.index(name) - 30 + 6] |= 1
+    data[data.rindex(name) - 46 + 8] |= 1
+    return bytes(data)
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_an_encrypted_archive_is_named_once_and_only_where_it_holds_what_is_wanted(folder, compression):
+    members = {"images/a.tif": noise(1), "images/b.tif": noise(2), "other.txt": b"no"}
+    data = encrypted(zipped(members, compression), "images/b.tif")
+    write(folder / "a.zip", data)
+    write(folder / "b.zip", encrypted(zipped(members, compression), "other.txt"))
+    write(folder / "c.zip", encrypted(zipped({"x/in.zip": zipped(members)}, compression), "x/in.zip"))
+    write(folder / "d.zip", zipped({"in.zip": data}, compression))
+    found, unreadable = list_members(folder, IMAGES, nested=["in.zip"])
+    assert [member.name for member in found] == [
+        *("a.zip/images/a.tif", "b.zip/images/a.tif", "b.zip/images/b.tif", "d.zip/in.zip/images/a.tif")
+    ]
+    assert len(contents(found)) == 4
+    what = "is encrypted: unzip it by hand and leave the folder in its place."
+    assert unreadable == {
+        "a.zip": f"The archive {folder / 'a.zip'} {what}",
+        "c.zip": f"The archive {folder / 'c.zip'} {what}",
+        "d.zip/in.zip": f"The archive in.zip in {folder / 'd.zip'} {what}",
+    }
+
+
+@pytest.mark.parametrize("closed", ["sub", "sub/a.zip", "sub/images/a.tif", "."])
+def test_what_may_not_be_read_is_named(folder, forbid, closed):
+    write(folder / "sub/images/a.tif", noise(1))
+    write(folder / "sub/a.zip", zipped({"images/b.tif": noise(2)}))
+    write(folder / "images/c.tif", noise(3))
+    (folder / "gone.zip").symlink_to(folder / "nowhere.zip")
+    forbid(folder / closed)
+    members, unreadable = list_members(folder, IMAGES)
+    reason = "cannot be opened (Permission denied): see to it that you may read it."
+    if closed.endswith(".tif"):  # a listing does not look into files
+        assert unreadable == {}
+        with pytest.raises(DamagedArchiveError) as error:
+            contents(members)
+        assert str(error.value) == f"sub/images/a.tif in {folder} {reason}"
+        return
+    start = "The archive " if closed.endswith(".zip") else ""
+    assert unreadable == {closed: f"{start}{folder / closed} {reason}"}
+    left = {"sub": ["images/c.tif"], "sub/a.zip": ["images/c.tif", "sub/images/a.tif"], ".": []}[closed]
+    assert [member.name for member in members] == left
+
+
+def test_folders_whose_names_alone_can_be_read_and_folders_in_closed_ones(folder):
+    write(folder / "sub/images/a.tif", noise(1))
+    cases = (
+        (folder / "sub/images", 0o400, folder, "sub/images"),
+        (folder, 0, folder / "sub", "."),
+    )
+    for path, mode, root, closed in cases:
+        path.chmod(mode)
+        try:
+            if os.access(path, os.X_OK):
+                pytest.skip("this user may read everything")
+            members, unreadable = list_members(root, IMAGES)
+        finally:
+            path.chmod(0o700)
+        assert members == []
+        assert unreadable == {
+            closed: f"{root / closed} cannot be opened (Permission denied): see to it that you may read it."
+        }
+
+
+def test_a_front_that_is_cut_off(folder):
+    inner = zipped({"images/a.tif": noise(1)})
+    write(folder / "a.zip", zipped({"in.zip": inner, "else.zip": inner}, zipfile.ZIP_STORED)[100:])
+    members, unreadable = list_members(folder, IMAGES, nested=["in.zip", "else.zip"])
+    assert [member.name for member in members] == ["a.zip/else.zip/images/a.tif"]
+    assert "a member is not where the directory says" in unreadable["a.zip/in.zip"]
+
+
+def test_where_a_member_begins_is_read_beside_the_place_of_the_archive(folder):
+    write(folder / "a.zip", zipped({"in.zip": zipped({"images/a.tif": noise(1)}), "b": b"1"}, zipfile.ZIP_STORED))
+    archive = nested_zips.open_zip(folder, ("a.zip",), None)
+    place = archive.fp.tell()
+    members, _ = list_members(folder, IMAGES, nested=["in.zip"])
+    assert len(members) == 1
+    assert archive.fp.tell() == place
 
 
 def test_a_compression_that_python_does_not_know(folder):
@@ -224,7 +303,7 @@ def test_a_full_disk_is_no_damage_and_leaves_nothing(folder, tmp_path, monkeypat
     write(folder / "a.zip", zipped({"in.zip": zipped({"images/a.tif": noise(1)})}, compression))
     scratch = tmp_path / "scratch"
     scratch.mkdir()
-    monkeypatch.setattr(archives.shutil, "copyfileobj", full)
+    monkeypatch.setattr(nested_zips.shutil, "copyfileobj", full)
     with pytest.raises(OSError, match=r"No space left on device while unpacking .*in\.zip") as error:
         contents(list_members(folder, IMAGES, nested=["in.zip"], scratch=scratch)[0], scratch)
     assert error.value.errno == errno.ENOSPC

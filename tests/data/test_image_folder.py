@@ -5,12 +5,14 @@ import subprocess
 import sys
 import textwrap
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import rasterio
 from PIL import Image
+from rasterio.enums import ColorInterp
 
-from grass_jax.bands import Bands
+from grass_jax.bands import Bands, picture, unit_range
 from grass_jax.data.builders.image_folder import ImageFolder
 from grass_jax.data.source import open_tiles
 
@@ -108,7 +110,7 @@ def test_any_bands_of_any_depth_as_stored_and_measured(folder, tiles, dtype, cou
     scaled = ((values - low) / (high - low)).clip(0, 1)
     assert isinstance(source.bands, Bands)
     assert (source.bands.numbers, source.bands.dtype) == (tuple(range(1, count + 1)), dtype)
-    assert source.bands.rgb == ((1, 2, 3) if count == 3 else ())
+    assert source.bands.rgb == ((1, 2, 3) if count == 3 and dtype != "float32" else ())
     for name, expected in (("low", low), ("high", high), ("mean", scaled.mean(0)), ("std", scaled.std(0))):
         np.testing.assert_allclose(getattr(source.bands, name), expected, rtol=1e-9, atol=1e-12, err_msg=name)
     assert tiles().bands == source.bands, "as written"
@@ -133,7 +135,8 @@ def test_chosen_bands_are_another_data_set(folder, tiles, generations, caplog):
     with pytest.raises(ValueError, match=r"17 bands, and at most 16 can be read: choose them with config\.bands"):
         tiles()
     assert tiles(numbers=(17,)).bands.numbers == (17,)
-    with pytest.raises(ValueError, match=r"The sample has the bands \(1, 2, 3\): leave config\.bands\.numbers empty"):
+    words = r"^The sample has red, green and blue of 8 bits and the network reads bands 1, 2: give a folder\.$"
+    with pytest.raises(ValueError, match=words):
         open_tiles("sample", numbers=(1, 2))
 
 
@@ -149,7 +152,86 @@ def test_files_of_another_layout_are_skipped_and_told_what_to_do(folder, tiles, 
     assert tiles(numbers=(1, 2, 3)).files == ("a.tif", "b.tif", "c.tif")
 
 
-def test_grey_pictures_among_coloured_ones_are_repeated(folder, tiles):
+def test_files_whose_bands_are_read_in_part_are_counted(folder, tiles, caplog):
+    for i in range(5):
+        save(folder / f"radar{i}.tif", stored("uint16", 1))
+    for i in range(3):
+        save(folder / f"optical{i}.tif", stored("uint16", 13))
+    save(folder / "short.tif", stored("uint16", 2, height=8))  # skipped
+    for fresh in (True, False):
+        caplog.clear()
+        assert len(tiles().files) == 8
+        assert caplog.text.count("of several kinds: 3 of 8 files have 13 bands, of which 1 is read.") == 1, fresh
+    for path in folder.glob("radar*"):
+        path.unlink()
+    for i in range(2):
+        save(folder / f"colour{i}.tif", stored("uint16", 4))
+    caplog.clear()
+    assert len(tiles(numbers=(4, 1)).files) == 5
+    words = "3 of 5 files have 13 bands, of which 2 are read", "2 of 5 files have 4 bands, of which 2 are read"
+    assert all(word in caplog.text for word in words)
+    for path in folder.glob("colour*"):
+        path.unlink()
+    caplog.clear()
+    assert len(tiles(numbers=(4, 1)).files) == 3
+    assert "of several kinds" not in caplog.text, "all are alike, and so it was asked for"
+
+
+def test_files_that_name_other_colours_are_skipped(folder, tiles, caplog):
+    kinds = {"a": "blue green red", "b": "red green blue", "c": "blue green red", "d": "gray undefined undefined"}
+    for name, colours in kinds.items():
+        save(folder / f"{name}.tif", stored("uint16", 4))
+        with rasterio.open(folder / f"{name}.tif", "r+") as raster:
+            raster.colorinterp = [ColorInterp[colour] for colour in [*colours.split(), "undefined"]]
+    source = tiles()
+    assert source.files == ("a.tif", "c.tif", "d.tif")
+    assert source.bands.rgb == (3, 2, 1)
+    assert "b.tif (its red, green and blue are bands 1, 2, 3 and those of most images bands 3, 2, 1: " in caplog.text
+    assert tiles(numbers=(4, 1)).files == ("a.tif", "b.tif", "c.tif", "d.tif"), "no colours, no contradiction"
+
+
+def test_every_band_is_measured_without_its_own_nodata(folder, tiles):
+    rng = np.random.default_rng(0)
+    for dtype, nodata in (("uint8", 255), ("uint16", 65535), ("float32", -9999), ("float32", None)):
+        pixels = stored(dtype, 3, 3 * TILE, 3 * TILE) + np.array(1, dtype)
+        good = rng.random(pixels.shape) < 0.7
+        pixels[~good] = np.nan if nodata is None else nodata
+        good &= pixels != (nodata or -1)
+        save(folder / "a.tif", pixels, nodata=nodata, photometric="MINISBLACK")
+        source = tiles()
+        assert len(source) == 9
+        tile = source[0]["image"]
+        wanted = np.where(good, pixels, np.nan) if dtype == "float32" else np.where(good.any(-1)[..., None], pixels, 0)
+        np.testing.assert_array_equal(tile, wanted[:TILE, :TILE])
+        assert np.isfinite(unit_range(jnp.asarray(tile), source.bands)).all()
+        for band in range(3):
+            values = pixels[good[..., band], band].astype(np.float64)
+            low, high = (0, 255) if dtype == "uint8" else np.percentile(values, (0.5, 99.5))
+            scaled = ((values - low) / (high - low)).clip(0, 1)
+            found = [getattr(source.bands, name)[band] for name in ("low", "high", "mean", "std")]
+            np.testing.assert_allclose(found, (low, high, scaled.mean(), scaled.std()), rtol=1e-9)
+
+
+def test_nodata_without_a_tag_is_pointed_out(folder, tiles, caplog):
+    decibels = np.random.default_rng(0).normal(-12, 3, (4 * TILE, 4 * TILE, 2)).astype(np.float32)
+    decibels[: TILE // 2, :, 1] = -9999
+    save(folder / "a.tif", decibels)
+    for fresh in (True, False):
+        caplog.clear()
+        assert len(tiles()) == 16
+        (warning,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+        assert f"The images of {folder} seem to hold a nodata value that is not tagged" in warning, fresh
+        assert "tag it with gdal_edit.py -a_nodata -9999 FILE:\n  band 2 is -9999 in 12% of its pixels" in warning
+        others = decibels[TILE // 2 :, :, 1]
+        assert f"and {others.min():.9g} to {others.max():.9g} in the others" in warning
+        assert "band 1" not in warning
+    save(folder / "a.tif", decibels, nodata=-9999)
+    caplog.clear()
+    assert tiles().bands.low[1] > -30
+    assert "nodata value that is not" not in caplog.text
+
+
+def test_grey_pictures_among_coloured_ones_are_repeated(folder, tiles, caplog):
     grey = coded(1, 20, 20)[..., 0]
     for name in "ab":
         save(folder / f"{name}.png", grey)
@@ -159,6 +241,7 @@ def test_grey_pictures_among_coloured_ones_are_repeated(folder, tiles):
     assert source.files == ("a.png", "b.png", "c.png")
     np.testing.assert_array_equal(source[0]["image"], np.stack([grey[:TILE, :TILE]] * 3, -1))
     assert source.bands.rgb == (1, 2, 3)
+    assert "2 of 3 files have 1 band, which is read three times" in caplog.text
 
 
 @pytest.mark.parametrize(("dtype", "nodata"), [("uint8", 0), ("uint16", 65535), ("float32", -9999), ("float32", None)])
@@ -181,7 +264,11 @@ def test_tiles_that_are_mostly_nodata_are_dropped_and_counted(folder, tiles, cap
         assert len(source.records) == 6
     for i, (_, y, x) in enumerate(source.positions.tolist()):
         box = slice(y, y + TILE), slice(x, x + TILE)
-        np.testing.assert_array_equal(source[i]["image"], np.where(valid[box][..., None], pixels[box], 0))
+        tile, nothing = source[i]["image"], np.nan if dtype == "float32" else 0
+        np.testing.assert_array_equal(tile, np.where(valid[box][..., None], pixels[box], nothing))
+        unit = np.asarray(unit_range(jnp.asarray(tile), source.bands))
+        assert not unit[~valid[box]].any(), "the darkest"
+        assert not picture(tile, source.bands)[~valid[box]].any()
     counted = pixels[:, 2 * TILE :][valid[:, 2 * TILE :]].astype(np.float64)
     low, high = (0, 255) if dtype == "uint8" else np.percentile(counted, (0.5, 99.5), axis=0)
     np.testing.assert_allclose(source.bands.mean, ((counted - low) / (high - low)).clip(0, 1).mean(0))
@@ -297,9 +384,9 @@ def test_an_interrupted_preparation_is_not_taken_for_finished(folder, tiles, mon
         with pytest.raises(KeyboardInterrupt):
             tiles()
     (home,) = (tmp_path / "tfds" / "image_folder").glob("my_images-*")
-    (home / "incomplete.KILLED_1.1.0").mkdir()  # what a killed process leaves
+    (home / "incomplete.KILLED_1.2.0").mkdir()  # what a killed process leaves
     assert len(tiles()) == 18
-    assert [path.name for path in home.iterdir()] == ["1.1.0"]
+    assert [path.name for path in home.iterdir()] == ["1.2.0"]
 
 
 def test_two_processes_at_once_prepare_once(folder, tmp_path):

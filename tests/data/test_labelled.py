@@ -197,6 +197,15 @@ def test_training_tiles_make_batches(opened):
         np.testing.assert_array_equal(batch["mask"][row], labelled.train[50 + index]["mask"])
 
 
+def test_bands_are_measured_on_all_files_whatever_the_split(opened, folder):
+    splits = [Split(), Split(by="file", test="area1"), Split(by="group", test="area0|area2")]
+    measured = [opened(split=split, group=r"area\d").bands for split in splits]
+    assert measured[0] == measured[1] == measured[2]
+    pixels = np.concatenate([content(number)[0].reshape(-1, 3) for number in range(6)]) / 255
+    np.testing.assert_allclose(measured[0].mean, pixels.mean(0))
+    np.testing.assert_allclose(measured[0].std, pixels.std(0))
+
+
 def test_nothing_left_to_train_on(opened):
     with pytest.raises(ValueError, match="No tile of 48 pixels with a label lies wholly in the training part"):
         opened(
@@ -231,7 +240,7 @@ def test_the_sample_has_test_scenes_of_its_own(tmp_path, monkeypatch):
         open_labelled("sample", split=Split(test=0.2), data_dir=tmp_path)
     with pytest.raises(ValueError, match="takes no path"):
         open_labelled("sample", path=tmp_path)
-    with pytest.raises(ValueError, match=r"leave config\.bands\.numbers empty"):
+    with pytest.raises(ValueError, match=r"the network reads bands 3, 2: give a folder\.$"):
         open_labelled("sample", numbers=(3, 2), data_dir=tmp_path)
 
 

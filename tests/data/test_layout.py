@@ -5,9 +5,19 @@ from PIL import Image
 from rasterio.enums import ColorInterp
 from rasterio.transform import Affine
 
+from grass_jax.bands import Bands
 from grass_jax.data import layout as module
-from grass_jax.data.layout import RGB_LAYOUT, Layout, common_layout, layout_of, read_bands
+from grass_jax.data.layout import (
+    RGB_LAYOUT,
+    Layout,
+    OtherBandsError,
+    check_colours,
+    common_layout,
+    layout_of,
+    read_bands,
+)
 from grass_jax.data.pictures import UnusableImageError
+from grass_jax.data.rasters import open_scene
 
 rng = np.random.default_rng(0)
 
@@ -30,10 +40,12 @@ def write(path, count=3, dtype="uint8", colours=None, values=None, **options):
     return path
 
 
-def layers(dtype, *, alpha):
+def layers(dtype, *, alpha, clear=True):
     values = rng.integers(1, 100, (4, 20, 31)).astype(dtype)
     if alpha:
         values[3] = np.where(rng.random((20, 31)) < 0.3, 0, np.iinfo(dtype).max)
+    if not clear:
+        values[3, :, 5] = 9  # 3 % of it
     return {"values": values}
 
 
@@ -49,7 +61,20 @@ TIFFS = {
         layers("uint16", alpha=True) | {"photometric": "RGB", "alpha": "yes"},
         Layout(FIRST, "uint16", FIRST),
     ),
-    "deep": ({"dtype": "uint16"}, Layout(FIRST, "uint16", FIRST)),
+    "deep infrared tagged as alpha": (
+        layers("uint16", alpha=False) | {"photometric": "RGB", "alpha": "yes"},
+        Layout((1, 2, 3, 4), "uint16", FIRST),
+    ),
+    "deep, hardly alpha": (
+        layers("uint16", alpha=True, clear=False) | {"photometric": "RGB", "alpha": "yes"},
+        Layout((1, 2, 3, 4), "uint16", FIRST),
+    ),
+    "deep": ({"dtype": "uint16"}, Layout(FIRST, "uint16")),
+    "deep, four": ({"dtype": "uint16", "count": 4}, Layout((1, 2, 3, 4), "uint16")),
+    "deep, named": (
+        {"dtype": "uint16", "count": 4, "colours": ("blue", "green", "red", "undefined")},
+        Layout((1, 2, 3, 4), "uint16", (3, 2, 1)),
+    ),
     "five": ({"dtype": "uint16", "count": 5}, Layout((1, 2, 3, 4, 5), "uint16")),
     "five, named": (
         {"dtype": "uint16", "count": 5, "colours": ("blue", "green", "red", "undefined", "undefined")},
@@ -59,7 +84,12 @@ TIFFS = {
     "palette": ({"count": 1, "photometric": "PALETTE"}, RGB_LAYOUT),
     "bits": ({"values": layers("uint8", alpha=False)["values"][:1] % 2, "nbits": 1}, Layout((1,), "uint8")),
     "float": ({"dtype": "float32", "count": 2}, Layout((1, 2), "float32")),
-    "double": ({"dtype": "float64"}, Layout(FIRST, "float32", FIRST)),
+    "double": ({"dtype": "float64"}, Layout(FIRST, "float32")),
+    "float, four": ({"dtype": "float32", "count": 4}, Layout((1, 2, 3, 4), "float32")),
+    "float, named": (
+        {"dtype": "float32", "colours": ("blue", "green", "red")},
+        Layout(FIRST, "float32", (3, 2, 1)),
+    ),
     "signed": ({"dtype": "int16", "count": 1}, Layout((1,), "float32")),
     "bytes": ({"dtype": "int8", "count": 1}, Layout((1,), "float32")),
 }
@@ -88,8 +118,30 @@ def test_layouts_of_pictures(tmp_path, mode):
 
 @pytest.mark.parametrize(("count", "numbers"), [(1, (1,)), (2, (1,)), (3, FIRST), (4, FIRST)])
 def test_layouts_of_deep_pictures(tmp_path, count, numbers):
-    path = write(tmp_path / "a.png", count, "uint16")
+    values = rng.integers(1, 100, (count, 20, 31)).astype(np.uint16)
+    if count in (2, 4):
+        values[-1] = np.where(rng.random((20, 31)) < 0.3, 0, 65535)
+    path = write(tmp_path / "a.png", values=values)
     assert layout_of(path) == Layout(numbers, "uint16", numbers if len(numbers) == 3 else ())
+
+
+def test_a_file_is_opened_once_while_it_stays_as_it_is(tmp_path, monkeypatch):
+    opened, open_raster = [], module.open_raster
+    monkeypatch.setattr(module, "open_raster", lambda *args: (opened.append(args), open_raster(*args))[1])
+    path = write(tmp_path / "a.tif", **TIFFS["five"][0])
+    for _ in range(3):
+        assert layout_of(path) == TIFFS["five"][1]
+    with open_scene(path, layout=TIFFS["five"][1]) as scene:
+        assert scene.rows(0, 20).shape == (20, 31, 5)
+    assert len(opened) == 1
+    write(path, **TIFFS["deep"][0])
+    assert layout_of(path) == TIFFS["deep"][1]
+    assert len(opened) == 2
+
+
+def test_the_layout_of_a_networks_bands():
+    bands = Bands((4, 2, 1), "uint16", (0,) * 3, (9,) * 3, (0.5,) * 3, (1,) * 3, (1, 2, 4))
+    assert Layout.of(bands) == Layout((4, 2, 1), "uint16", (1, 2, 4))
 
 
 def folder(path, kinds):
@@ -103,32 +155,41 @@ def folder(path, kinds):
     return paths
 
 
+DEEP = Layout(FIRST, "uint16", FIRST)  # as files without names are read in the end
+
+
 @pytest.mark.parametrize(
     ("kinds", "expected"),
     [
-        (["five", "deep", "deep"], "deep"),
+        (["five", "deep", "deep"], DEEP),
         (["five", None, "deep"], "five"),
-        ([None, None, None, "deep", "five", "deep"], "deep"),
+        ([None, None, None, "deep", "five", "deep"], DEEP),
         (["deep", "five, named", "five", "five, named"], "five, named"),
         (["grey", "grey", "colour"], "colour"),
         (["grey", "grey", "infrared tagged as alpha"], "colour"),
         (["grey", "grey", "deep"], "grey"),
+        (["deep, four"], Layout((1, 2, 3, 4), "uint16", FIRST)),
+        (["deep, named", "deep, named", "deep, four"], "deep, named"),
+        (["double"], "double"),
+        (["float, four"], "float, four"),
+        (["float, named"], "float, named"),
+        (["two"], "two"),
         ([None, None], "colour"),
         ([], "colour"),
     ],
 )
 def test_the_layout_of_most_files(tmp_path, kinds, expected):
-    assert common_layout(folder(tmp_path, kinds)) == TIFFS[expected][1]
+    assert common_layout(folder(tmp_path, kinds)) == (TIFFS[expected][1] if isinstance(expected, str) else expected)
 
 
-def test_up_to_64_files_that_lie_evenly_are_looked_at(tmp_path, monkeypatch):
+def test_up_to_16_files_that_lie_evenly_are_looked_at(tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(module, "layout_of", lambda path: (seen.append(int(path.name)), RGB_LAYOUT)[1])
-    for count in (3, 64, 65, 1000):
+    for count in (3, 16, 17, 1000):
         seen.clear()
         common_layout([tmp_path / str(i) for i in range(count)])
-        assert len(set(seen)) == min(count, 64)
-        assert max(np.diff(sorted(seen))) <= count / 64 + 1
+        assert len(set(seen)) == min(count, 16)
+        assert max(np.diff(sorted(seen))) <= count / 16 + 1
     monkeypatch.setattr(module, "layout_of", lambda path: {"999": TIFFS["five"][1]}[path.name])
     assert common_layout([tmp_path / str(i) for i in range(1000)]) == TIFFS["five"][1], "the only one that can be read"
 
@@ -163,34 +224,40 @@ def test_bands_that_cannot_be_had(tmp_path, kinds, numbers, problem):
         common_layout(folder(tmp_path, kinds), numbers)
 
 
-def test_a_file_of_another_layout_is_told_what_to_do():
+def test_a_file_of_another_layout_is_told_what_it_lacks_and_what_to_do():
     four = Layout((1, 2, 3, 4), "uint8", FIRST)
     assert read_bands(four, Layout((4, 2), "uint8")) == [4, 2]
     assert read_bands(Layout((1,), "uint8"), RGB_LAYOUT) == [1, 1, 1]
-    for stored, wanted, words in [
-        (
-            RGB_LAYOUT,
-            four,
-            "it has 3 bands of uint8 and 4 of uint8 are wanted: choose config.bands.numbers that all images have, such "
-            "as (1, 2, 3)",
-        ),
+    choose = "choose config.bands.numbers that all images have, such as "
+    for stored, wanted, fact, advice in [
+        (RGB_LAYOUT, four, "it has 3 bands of uint8 and 4 of uint8 are wanted", choose + "(1, 2, 3)"),
         (
             Layout((1,), "uint16"),
             Layout((4, 2), "uint16"),
-            "it has 1 band of uint16 and bands 4, 2 of uint16 are wanted: choose config.bands.numbers that all images "
-            "have, such as (1,)",
+            "it has 1 band of uint16 and bands 4, 2 of uint16 are wanted",
+            choose + "(1,)",
         ),
-        (
-            Layout(FIRST, "uint16"),
-            RGB_LAYOUT,
-            "it has 3 bands of uint16 and 3 of uint8 are wanted: convert it to 8 bits",
-        ),
+        (DEEP, RGB_LAYOUT, "it has 3 bands of uint16 and 3 of uint8 are wanted", "convert it to 8 bits"),
         (
             RGB_LAYOUT,
             Layout((1,), "float32"),
-            "it has 3 bands of uint8 and 1 of float32 is wanted: convert it to float32",
+            "it has 3 bands of uint8 and 1 of float32 is wanted",
+            "convert it to float32",
         ),
     ]:
-        with pytest.raises(UnusableImageError) as caught:
+        with pytest.raises(OtherBandsError) as caught:
             read_bands(stored, wanted)
-        assert str(caught.value) == words
+        assert (str(caught.value), caught.value.advice) == (fact, advice)
+        assert isinstance(caught.value, UnusableImageError)
+
+
+def test_files_that_name_other_colours_do_not_go_together():
+    swapped, unnamed = RGB_LAYOUT._replace(rgb=(3, 2, 1)), RGB_LAYOUT._replace(rgb=())
+    for stored, wanted in ((RGB_LAYOUT, RGB_LAYOUT), (unnamed, swapped), (swapped, unnamed), (swapped, swapped)):
+        check_colours(stored, wanted)
+    with pytest.raises(UnusableImageError) as caught:
+        check_colours(RGB_LAYOUT, swapped)
+    assert str(caught.value) == (
+        "its red, green and blue are bands 1, 2, 3 and those of most images bands 3, 2, 1: make a data set of its own "
+        "of such images, or correct their tags"
+    )

@@ -44,6 +44,9 @@ def test_larger_pixels_are_means_over_what_is_valid(factors, share, dtype):
     weight = np.einsum("ih,jw,hw->ij", y, x, valid)
     expected = np.einsum("ih,jw,hw,hwc->ijc", y, x, valid, image) / np.maximum(weight, 1e-9)[..., None]
     assert result.dtype == dtype
+    if dtype == "float32":
+        np.testing.assert_array_equal(np.isnan(result), np.broadcast_to((weight < 1e-9)[..., None], result.shape))
+        result = np.nan_to_num(result)
     assert np.abs(result - expected).max() <= {"uint8": 0.501, "uint16": 0.55, "float32": 1e-5}[dtype]
     clear = np.abs(weight / np.einsum("ih,jw->ij", y, x) - 0.5) > 1e-4
     np.testing.assert_array_equal(counted[clear], (weight / np.einsum("ih,jw->ij", y, x) >= 0.5)[clear])
@@ -55,13 +58,29 @@ def test_floats_that_are_no_number_have_no_part_in_their_band():
     image[rng.random(image.shape) < 0.3] = np.nan
     image[:2, :2] = np.inf
     valid = np.isfinite(image).any(-1)
-    result, _ = resample(image, (2.0, 2.0), valid)
     blocks = (
         np.where(np.isfinite(image), image, np.nan).reshape(6, 2, 8, 2, 2).transpose(0, 2, 4, 1, 3).reshape(6, 8, 2, 4)
     )
     count = np.isfinite(blocks).sum(-1)
-    expected = np.where(count > 0, np.nansum(blocks, -1) / np.maximum(count, 1), 0)
-    np.testing.assert_allclose(result, expected, atol=1e-5)
+    expected = np.where(count > 0, np.nansum(blocks, -1) / np.maximum(count, 1), np.nan)
+    assert np.isnan(expected).any()
+    for given in (valid, None):
+        np.testing.assert_allclose(resample(image, (2.0, 2.0), given)[0], expected, atol=1e-5)
+
+
+def test_integers_that_are_nodata_in_their_band_have_no_part_in_it():
+    image = rng.integers(1, 60000, (12, 16, 3)).astype(np.uint16)
+    values = rng.random(image.shape) < 0.6
+    values[:4, :4] = False
+    image[~values] = 65535
+    result, counted = resample(image, (2.0, 2.0), values)
+    blocks, good = (
+        array.reshape(6, 2, 8, 2, 3).transpose(0, 2, 4, 1, 3).reshape(6, 8, 3, 4) for array in (image, values)
+    )
+    count = good.sum(-1)
+    mean = np.where(good, blocks.astype(float), 0).sum(-1) / np.maximum(count, 1)
+    assert np.abs(result - mean).max() <= 0.51, "0 where there is none"
+    np.testing.assert_array_equal(counted, count >= 2)
 
 
 def test_smaller_pixels_are_bilinear():

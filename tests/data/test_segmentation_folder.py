@@ -113,10 +113,11 @@ def test_any_bands_of_any_depth(folder, opened, dtype):
         ("2.tif", y, x) for y in (0, 16) for x in (0, 16)
     ]
     chosen = images[..., [5, 1, 0]]
+    shown = np.where(chosen == 0, np.nan, chosen) if dtype == "float32" else chosen
     for i, (name, y, x) in enumerate(found):
         tile, box = source[i], (int(name[0]), slice(y, y + TILE), slice(x, x + TILE))
         assert tile["image"].dtype == dtype
-        np.testing.assert_array_equal(tile["image"], chosen[box])
+        np.testing.assert_array_equal(tile["image"], shown[box])
         expected = ids(int(name[0]), 32, 48)
         if name == "2.tif":
             expected[(chosen[2] == 0).all(-1)] = IGNORE
@@ -126,11 +127,16 @@ def test_any_bands_of_any_depth(folder, opened, dtype):
     layout = Layout(labelled.bands.numbers, labelled.bands.dtype)
     for scene in (*labelled.test, *open_scenes(folder, labels=LABELS, layout=layout)):
         with scene.open() as read:
-            np.testing.assert_array_equal(read.rows(3, 32), chosen[int(scene.name[0]), 3:])
+            np.testing.assert_array_equal(read.rows(3, 32), shown[int(scene.name[0]), 3:])
+            assert (read.values is None) == (dtype == "float32")
+            if read.values is not None:
+                np.testing.assert_array_equal(read.values(3, 32), chosen[int(scene.name[0]), 3:] != 0)
             assert read.valid is not None
             np.testing.assert_array_equal(read.valid(0, 32), (chosen[int(scene.name[0])] != 0).any(-1))
     with (
-        pytest.raises(ValueError, match=r"No image in .* 6 bands of .* are wanted")
+        pytest.raises(
+            ValueError, match=r"No image in .* 6 bands of \w+ and 3 of uint8 are wanted: give images with the"
+        )
         if dtype != "uint8"
         else (contextlib.nullcontext())
     ):
@@ -146,6 +152,37 @@ def test_an_image_of_another_layout_is_left_out(folder, opened, caplog):
     assert opened(numbers=(1, 2, 3)).train.files == ("a.tif", "b.tif", "c.tif")
     scenes = open_scenes(folder, labels=LABELS, layout=Layout((1, 2, 3, 4), "uint16"))
     assert [scene.name for scene in scenes] == ["a.tif", "c.tif"]
+    assert "config.bands.numbers" not in caplog.text.rpartition("Skipped")[2], "a network's bands are not to be chosen"
+    words = "4 bands of uint16 and 5 of uint16 are wanted: give images with the network's bands."
+    with pytest.raises(ValueError, match=words):
+        open_scenes(folder, labels=LABELS, layout=Layout((1, 2, 3, 4, 5), "uint16"))
+    for path in (folder / "images").iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(ValueError, match="the first because the file is empty: add others"):
+        open_scenes(folder, labels=LABELS)
+
+
+def test_kinds_of_images_and_nodata_without_a_tag_are_pointed_out(folder, opened, caplog):
+    rng = np.random.default_rng(0)
+    for i, count in enumerate((2, 2, 5, 2)):
+        images = rng.integers(1000, 3000, (32, 32, count)).astype(np.uint16)
+        images[:10, :5, 1] = 65535  # nodata by the tag of two files only
+        away = rasterio.Affine(0.5, 0, 500000 + 1000 * i, 0, -0.5, 4000000)
+        save(folder / "images" / f"{i}.tif", images, transform=away, nodata=65535 if i < 2 else None)
+        save(folder / "masks" / f"{i}.png", ids(i, 32, 32))
+    bands = opened().bands
+    assert "1 of 4 files have 5 bands, of which 2 are read" in caplog.text
+    assert f"band 2 is 65535 in {100 / (16 * 256 - 100):.0%} of its pixels and 1" in caplog.text
+    assert "gdal_edit.py -a_nodata 65535 FILE" in caplog.text
+    assert bands.high[0] < 3000
+    assert bands.high[1] == 65535
+    (folder / "images" / "2.tif").unlink()
+    (folder / "images" / "3.tif").unlink()
+    caplog.clear()
+    bands = opened().bands
+    assert bands.high[1] < 3000, "nodata of one band alone"
+    assert "untagged" not in caplog.text
+    assert "of several kinds" not in caplog.text
 
 
 def test_ignored_rectangles_nodata_and_unlabelled_tiles_are_left_out(folder, opened):

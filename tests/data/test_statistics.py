@@ -51,14 +51,50 @@ def test_larger_tiles_are_thinned_evenly_and_always_alike():
         np.testing.assert_allclose(bands.std, std, atol=0.02)
 
 
-def test_memory_stays_bounded_and_tiles_stay_evenly_taken():
+def test_memory_stays_bounded_and_every_tile_keeps_its_share():
     sample = PixelSample(Layout((1,), "float32"), most=1000)
-    for i in range(1000):
+    for i in range(300):
         sample.add(np.full((16, 16, 1), i, np.float32))
-        assert sum(len(pixels) for pixels in sample._kept) <= 1000
-    taken = [int(pixels[0, 0]) for pixels in sample._kept]
-    assert len(taken) >= 2
-    assert len(set(np.diff(taken))) == 1, "every so-manieth tile"
+        assert sum(pixels.nbytes for pixels, _ in sample._kept) <= 4 * 1000
+    counts = np.bincount(np.concatenate([pixels[:, 0] for pixels, _ in sample._kept]).astype(int), minlength=300)
+    assert set(counts) == {2}, "the largest power of two of which 300 tiles have fewer than 1000"
+    for i in range(300, 2000):
+        sample.add(np.full((16, 16, 1), i, np.float32))
+    counts = np.bincount(np.concatenate([pixels[:, 0] for pixels, _ in sample._kept]).astype(int), minlength=2000)
+    assert set(counts) == {1}, "and one of every tile, whatever the number"
+
+
+def test_tiles_that_alternate_have_an_equal_part():
+    """Images before and after an event, say, one tile each: no stride through the tiles may take those of one kind."""
+    tiles = rng.integers(1000, 2000, (600, 16, 16, 1)).astype(np.uint16)
+    tiles[1::2] += 2000
+    bands = measured(tiles, "uint16", most=20000)
+    low, high, mean, std = plain(tiles.reshape(-1, 1), "uint16")
+    np.testing.assert_allclose(bands.low, low, atol=10)
+    np.testing.assert_allclose(bands.high, high, atol=10)
+    np.testing.assert_allclose(bands.mean, mean, atol=0.01)
+    np.testing.assert_allclose(bands.std, std, atol=0.01)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+def test_every_band_is_measured_on_its_own_values(dtype):
+    tiles = rng.gamma(3, 20, (9, 16, 16, 3)).clip(1, 255) * {"uint8": 1, "uint16": 40, "float32": -1e-2}[dtype]
+    tiles = tiles.astype(dtype)
+    values = rng.random(tiles.shape) < (0.3, 0.6, 0.9)
+    values[..., 2] |= rng.random(values.shape[:3]) < 0.5
+    values[:, :5, :7] = False
+    bad = tiles.copy()
+    bad[~values] = np.nan if dtype == "float32" else np.iinfo(dtype).max
+    bands = measured(bad, dtype, None if dtype == "float32" else values)
+    for band in range(3):
+        expected = plain(tiles[values[..., band]][:, band : band + 1], dtype)
+        found = bands.low[band], bands.high[band], bands.mean[band], bands.std[band]
+        np.testing.assert_allclose(found, np.ravel(expected), rtol=1e-9)
+    if dtype == "float32":
+        bad[..., 1] = np.nan
+        empty = measured(bad, dtype)
+        assert (empty.low[1], empty.high[1], empty.mean[1], empty.std[1]) == (0, 1, 0, 1)
+        assert (empty.low[0], empty.std[2]) == (bands.low[0], bands.std[2])
 
 
 def test_bands_without_contrast_can_be_scaled_all_the_same():
@@ -77,3 +113,59 @@ def test_bands_without_contrast_can_be_scaled_all_the_same():
     assert flat.mean == pytest.approx([7 / 255])
     nothing = measured(np.zeros((1, 32, 32, 1), np.uint16), "uint16", np.zeros((1, 32, 32), bool))
     assert (nothing.low, nothing.high, nothing.std) == ((0,), (1,), (1,))
+
+
+def outliers(values, dtype):
+    """Those of one band's values (n,), n a multiple of 256."""
+    sample = PixelSample(Layout((7,), dtype))
+    for tile in values.astype(dtype).reshape(-1, 16, 16, 1):
+        sample.add(tile)
+    return sample.outliers()
+
+
+LAND = rng.gamma(3, 400, 10240).round() + 200
+DECIBELS = rng.normal(-12, 3, 10240)
+
+
+@pytest.mark.parametrize(
+    ("values", "dtype", "nodata"),
+    [
+        (DECIBELS, "float32", -9999.0),
+        (DECIBELS, "float32", float(np.finfo(np.float32).min)),
+        (rng.uniform(270, 320, 10240), "float32", 0.0),
+        (LAND, "uint16", 65535.0),
+        (LAND + 2000, "uint16", 0.0),
+        (np.append(LAND[1:], 40000), "uint16", 65535.0),  # a glint between the two
+    ],
+)
+@pytest.mark.parametrize("share", [0.0, 0.008, 0.012, 0.7])
+def test_nodata_without_a_tag_is_noticed(values, dtype, nodata, share):
+    count = int(share * values.size)
+    filled = values.copy()
+    filled[:count] = nodata
+    found = outliers(filled, dtype)
+    if share < 0.01:
+        assert found == []
+        return
+    others = filled[count:].astype(dtype)
+    expected = 7, np.array(nodata, dtype), count / values.size, others.min(), others.max()
+    np.testing.assert_allclose(found, [expected])
+
+
+@pytest.mark.parametrize(
+    ("values", "dtype"),
+    [
+        ((LAND * 10).clip(0, 20000), "uint16"),  # 11 bits and more, cut off at the end of the sensor's range
+        ((rng.pareto(1, 10240) * 2000).clip(0, 65535), "uint16"),  # bright scatterers of a radar
+        ((DECIBELS + 12).clip(0), "float32"),  # cut off at 0
+        (np.where(rng.random(10240) < 0.5, 0, rng.gamma(2, 9, 10240)), "float32"),  # sea and land
+        (rng.integers(0, 2, 10240), "float32"),
+        (rng.integers(0, 5, 10240) ** 4, "uint16"),  # levels, not a scale
+        (rng.integers(0, 40, 10240) * 1000, "uint16"),
+        (np.where(rng.random(10240) < 0.2, 255, rng.integers(0, 40, 10240)), "uint8"),
+        (np.full(10240, -9999), "float32"),
+        (np.full(10240, np.nan), "float32"),
+    ],
+)
+def test_values_that_belong_to_a_scale_are_no_nodata(values, dtype):
+    assert outliers(values, dtype) == []

@@ -19,8 +19,9 @@ from grass_jax.checkpoint import Checkpoints
 from grass_jax.config import ConfigError
 from grass_jax.interop import export
 from grass_jax.interop.names import encoder_tensors
-from grass_jax.interop.weights import read_encoder
-from grass_jax.interop.weights_file import open_weights
+from grass_jax.interop.open_weights import open_weights, read_description
+from grass_jax.interop.read_encoder import read_encoder
+from grass_jax.interop.torch_write import write_torch
 from grass_jax.models import build_encoder, build_segmenter
 from grass_jax.state import TrainState, load_encoder, variable_shapes
 
@@ -134,13 +135,82 @@ def test_mmsegmentations_checkpoint(tmp_path, make_run):
     workdir, variables = make_run()
     run(workdir, tmp_path / "encoder.pth", format="mmsegmentation")
     expected = {f"state_dict.backbone.{name}": value for name, value in encoder_tensors(variables).items()}
-    with open_weights(tmp_path / "encoder.pth") as tensors:
+    with open_weights(tmp_path / "encoder.pth") as (tensors, _):
         assert tensors.keys() == expected.keys()
         for name, value in expected.items():
             np.testing.assert_array_equal(tensors[name].read(), value)
     card = (tmp_path / "encoder.md").read_text()
     assert "type='ResNet', depth=18, in_channels=3, stem_channels=8, base_channels=8" in card
     assert "prefix='backbone.'" in card
+
+
+DESCRIBED = {"model": {"name": "resnet18", "width": 8}, "bands": FOUR.asdict()}
+
+
+@pytest.mark.parametrize(("format", "suffix"), [("torchvision", "safetensors"), ("mmsegmentation", "pth")])
+def test_what_a_file_says_is_read(tmp_path, make_run, format, suffix):
+    workdir, _ = make_run(bands=FOUR)
+    run(workdir, tmp_path / f"e.{suffix}", format=format)
+    assert read_description(tmp_path / f"e.{suffix}") == DESCRIBED
+
+
+GOOD = {"grass_jax": "1", "encoder": "resnet18", "width": "8", "bands": "[1, 2, 3, 5]", "rgb": "[3, 2, 1]"}
+GOOD |= {"dtype": "uint16", "low": "[10, 10.0, 10, 10]", "high": "[4000.0, 3000, 2000, 5000]"}
+GOOD |= {"mean": "[0.4, 0.3, 0.2, 0.5]", "std": "[0.1, 0.2, 0.1, 0.2]"}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({}, None),
+        ({"encoder": None}, "'encoder'"),
+        ({"encoder": "resnet99\x1b[31m"}, r"the encoder 'resnet99\x1b[31m' is not known"),
+        *(
+            ({"width": width}, "")
+            for width in ("8.0", "true", "null", "[8]", '"8"', "-8", "0", "6", "9" * 5000, "8000")
+        ),
+        *(({key: "5"}, "numbers belong") for key in ("bands", "rgb", "low", "mean")),
+        ({"rgb": '"x"'}, "whole numbers belong"),
+        ({"bands": "[[1], 2, 3, 5]"}, "whole numbers belong"),
+        ({"bands": "[true, 2, 3, 5]"}, "whole numbers belong"),
+        ({"mean": '["a", 0.3, 0.2, 0.5]'}, "numbers belong"),
+        ({"mean": "[0.1]"}, "bands.mean must have a number for each"),
+        ({"std": "[0, 0, 0, 0]"}, "bands.std above 0"),
+        ({"std": "[NaN, 1, 1, 1]"}, "bands.std must be finite"),
+        ({"high": "[1" + "0" * 400 + ", 1, 1, 1]"}, "too large"),
+        ({"dtype": "complex64"}, "bands.dtype must be"),
+        ({"rgb": "[" * 100_000}, "recursion"),
+        ({"rgb": "["}, "Expecting"),
+    ],
+)
+@pytest.mark.parametrize("suffix", ["safetensors", "pth"])
+def test_a_file_that_says_what_cannot_be_is_told(tmp_path, caplog, change, words, suffix):
+    said = {key: value for key, value in (GOOD | change).items() if value is not None}
+    weights, path = {"a": np.zeros(1, np.float32)}, tmp_path / f"e.{suffix}"
+    if suffix == "pth":
+        write_torch(path, {"meta": said, "state_dict": weights})
+    else:
+        safetensors.numpy.save_file(weights, path, said)
+    with caplog.at_level(logging.WARNING, "absl"):
+        read = read_description(path)
+    if words is None:
+        assert read == DESCRIBED
+        assert not caplog.records
+    else:
+        assert read == {}
+        (message,) = (record.getMessage() for record in caplog.records)
+        assert "says of its encoder what cannot be" in message
+        assert words in message
+        assert message.isprintable()
+
+
+def test_other_files_say_nothing(tmp_path, caplog):
+    safetensors.numpy.save_file({"a": np.zeros(1, np.float32)}, tmp_path / "a.safetensors", {"format": "pt"})
+    write_torch(tmp_path / "a.pth", {"meta": 3, "a": np.zeros(1, np.float32)})
+    (tmp_path / "a.txt").write_text("no weights")
+    for name in ("a.safetensors", "a.pth", "a.txt", "none"):
+        assert read_description(tmp_path / name) == {}
+    assert not caplog.records
 
 
 def test_timms_folder(tmp_path, make_run):
@@ -157,6 +227,86 @@ def test_timms_folder(tmp_path, make_run):
     assert config["model_args"] == {"in_chans": 4}
     read = safetensors.numpy.load_file(tmp_path / "folder" / "model.safetensors")
     jax.tree.map(np.testing.assert_array_equal, read, encoder_tensors(variables))
+    (tmp_path / "folder" / "model.safetensors").write_bytes(b"")
+    run(workdir, tmp_path / "folder", format="timm")  # over an earlier export
+    assert safetensors.numpy.load_file(tmp_path / "folder" / "model.safetensors").keys() == read.keys()
+    (tmp_path / "empty").mkdir()
+    run(workdir, tmp_path / "empty", format="timm")
+
+
+@pytest.mark.parametrize(
+    ("name", "stride", "timms", "mmsegmentations"),
+    [
+        ("resnet18", 32, "in_chans=3)", "in_channels=3,\n    init_cfg"),
+        ("resnet18", 16, "in_chans=3)", "in_channels=3,\n    init_cfg"),
+        ("resnet50", 16, "in_chans=3, output_stride=16)", "strides=(1, 2, 2, 1), dilations=(1, 1, 1, 2), contract_dil"),
+        ("resnet50", 8, "in_chans=3, output_stride=8)", "strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4), contract_dil"),
+    ],
+)
+def test_the_output_stride_on_the_cards_of_other_libraries(tmp_path, make_run, name, stride, timms, mmsegmentations):
+    workdir, _ = make_run(name=name, width=64, stride=stride)
+    run(workdir, tmp_path / "folder", format="timm")
+    run(workdir, tmp_path / "e.pth", format="mmsegmentation")
+    cards = [(tmp_path / path).read_text() for path in ("folder/README.md", "e.md")]
+    for card, words in zip(cards, (timms, mmsegmentations), strict=True):
+        assert words in card
+        assert (f"The run computed features at output stride {stride}" in card) == (stride != 32)
+        assert ("above computes them at 32" in card) == (name == "resnet18" and stride != 32)
+
+
+FOREIGN = {
+    "config.json of a run": {"folder/config.json": '{"config": {"task": "pretrain"}}', "folder/summary.json": "{}"},
+    "config.json of text": {"folder/config.json": "architecture"},
+    "other files": {"folder/notes.txt": "mine"},
+    "model alone": {"folder/model.safetensors": "mine"},
+    "another's card": {
+        "folder/config.json": '{"architecture": "resnet18"}',
+        "folder/README.md": "# ResNet-18\n\nMine.",
+    },
+}
+
+
+@pytest.mark.parametrize("found", FOREIGN.values(), ids=FOREIGN)
+def test_a_folder_of_other_things_is_left_as_it_is(tmp_path, make_run, found):
+    workdir, _ = make_run(width=64)
+    (tmp_path / "folder").mkdir()
+    for name, text in found.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(
+        ConfigError, match=r"^config\.output: the (folder|card) [^\n]*: give (a new one|another name)\.$"
+    ):
+        run(workdir, tmp_path / "folder", format="timm")
+    assert {f"folder/{path.name}": path.read_text() for path in (tmp_path / "folder").iterdir()} == found
+
+
+def test_a_run_is_never_replaced(tmp_path, make_run):
+    workdir, _ = make_run(width=64)
+    before = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
+    for folder in (workdir, workdir / "checkpoints"):
+        with pytest.raises(ConfigError, match="holds other files than an earlier export"):
+            run(workdir, folder, format="timm")
+    run(workdir, workdir / "config.safetensors")  # beside it
+    assert {path: path.read_bytes() for path in before} == before
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b"# Notes\n",
+        b"\xff\xfe",
+        b"# ResNet-18 is fine\n\nTrained with love.",
+        b"\n" * 9,
+        b"Trained with grass_jax",
+    ],
+)
+def test_notes_beside_the_weights_are_not_replaced_by_a_card(tmp_path, make_run, text):
+    workdir, _ = make_run()
+    (tmp_path / "notes.md").write_bytes(text)
+    with pytest.raises(ConfigError, match=r"config\.output: the card would replace .*notes\.md, which is none: give"):
+        run(workdir, tmp_path / "notes.safetensors")
+    assert (tmp_path / "notes.md").read_bytes() == text
+    assert not (tmp_path / "notes.safetensors").exists()
 
 
 def test_a_fine_tuned_network_has_torchvisions_names(tmp_path, make_run):
@@ -241,6 +391,39 @@ def test_the_card_says_what_there_is_not(tmp_path, make_run):
     card = (tmp_path / "e.md").read_text()
     assert "Licence of the data: not stated" in card
     assert "## Metrics\n\nNone were recorded." in card
+
+
+def test_the_card_has_the_numbers_of_the_weights_alone(tmp_path, make_run):
+    workdir, _ = make_run("segment")
+    areas = {"miou": 0.25, "area_miou": {"secret_town.tif": 0.125}}
+    test = {"miou": 0.5, "mean_f1": 0.6, "overall_accuracy": 0.7, "kappa": 0.8, "iou": {"grass": 0.9}, "areas": areas}
+    (workdir / "summary.json").write_text(json.dumps({"chosen_step": 4, "test": test}))
+    run(workdir, tmp_path / "n.safetensors")
+    card = (tmp_path / "n.md").read_text()
+    for words in (
+        "miou | 0.5",
+        "mean_f1 | 0.6",
+        "overall_accuracy | 0.7",
+        "kappa | 0.8",
+        "iou.grass | 0.9",
+        "areas.miou",
+    ):
+        assert f"| {words}" in card
+    assert "area_miou" not in card
+    assert "secret_town" not in card
+
+
+def test_the_card_has_no_numbers_of_the_machine(tmp_path, make_run):
+    workdir, _ = make_run()
+    ends = {"learning_rate": 0.1, "images_per_second": 9.5, "loss": 3.25, "embedding_std": 0.06}
+    probe = {"after gs": {"probe_miou": 0.375}}
+    (workdir / "summary.json").write_text(json.dumps({"steps": 4, "phases": {"gs": {"ends": ends}}, "probe": probe}))
+    run(workdir, tmp_path / "e.safetensors")
+    card = (tmp_path / "e.md").read_text()
+    for words in ("| gs.loss | 3.25 |", "| gs.embedding_std | 0.06 |", "| probe.after gs.probe_miou | 0.375 |"):
+        assert words in card
+    assert "images_per_second" not in card
+    assert "gs.learning_rate" not in card
 
 
 def test_a_narrow_encoder_is_told(tmp_path, make_run, caplog):
@@ -376,19 +559,25 @@ def test_the_cards_encoders_give_the_same_features(tmp_path, make_run, monkeypat
     assert ("smp" in "".join(blocks_of(tmp_path / "e.md"))) == (width == 64)
 
 
-def test_timm_loads_the_folder(tmp_path, make_run, monkeypatch):
+@pytest.mark.parametrize(("name", "stride"), [("resnet18", 32), ("resnet50", 16), ("resnet50", 8)])
+def test_timm_loads_the_folder(tmp_path, make_run, monkeypatch, name, stride):
     torch, timm = pytest.importorskip("torch"), pytest.importorskip("timm")
-    workdir, variables = make_run(width=64, bands=FOUR)
+    workdir, variables = make_run(name=name, width=64, stride=stride, bands=FOUR)
     run(workdir, tmp_path / "folder", format="timm")
     monkeypatch.chdir(tmp_path)
     images = np.random.default_rng(2).normal(size=(2, 64, 64, 4)).astype(np.float32)
-    expected = build_encoder("resnet18").apply(variables, images, train=False).mean((1, 2))
+    features = build_encoder(name, output_stride=stride).apply(variables, images, train=False)
+    expected = np.asarray(features).mean((1, 2))
     space = {}
     exec(blocks_of(tmp_path / "folder" / "README.md")[-1], space)
-    for encoder in (space["encoder"], timm.create_model("local-dir:folder", pretrained=True, num_classes=0)):
+    encoders = [space["encoder"]]
+    if stride == 32:
+        encoders += [timm.create_model("local-dir:folder", pretrained=True, num_classes=0)]
+    scale = np.abs(expected).max()
+    for encoder in encoders:
         with torch.no_grad():
             found = encoder.eval()(torch.from_numpy(np.moveaxis(images, -1, 1).copy())).numpy()
-        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(found / scale, expected / scale, rtol=0, atol=1e-4)
 
 
 def test_pytorch_loads_mmsegmentations_checkpoint(tmp_path, make_run):

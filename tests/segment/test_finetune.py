@@ -236,7 +236,7 @@ def test_validation_chooses_from_enough_crops_on(tiny_segment, tmp_path, monkeyp
 def test_test_images_that_the_encoder_has_seen_are_counted(labelled_folder, tiny_segment, tmp_path, caplog):
     def seen(exclude):
         data = {"name": "image_folder", "path": str(labelled_folder / "images"), "exclude": exclude}
-        (tmp_path / "config.json").write_text(json.dumps({"config": {"task": "pretrain", "data": data}}))
+        (tmp_path / "config.json").write_text(json.dumps({"config": {"task": "pretrain", "data": data, "bands": {}}}))
         return initial.seen_in_pretraining(tiny_segment(init=str(tmp_path)), ["south_0.png", "south_1.png"])
 
     assert seen("south") == 0

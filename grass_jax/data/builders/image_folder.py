@@ -11,7 +11,7 @@ import tensorflow_datasets as tfds
 
 from grass_jax.data.builders.tiling import Layers, config_name, cut_files, tile_features
 from grass_jax.data.folder import ImageFile, find_images
-from grass_jax.data.layout import Layout, common_layout
+from grass_jax.data.layout import Layout, check_colours, common_layout, layout_of
 from grass_jax.data.rasters import open_scene
 from grass_jax.data.tiles import tile_positions
 
@@ -62,7 +62,7 @@ def folder_config(
 class ImageFolder(tfds.core.GeneratorBasedBuilder):
     """Tiles of a folder tree of images, in the order of path, y, x; configure with `folder_config`."""
 
-    VERSION = tfds.core.Version("1.1.0")  # raise it when the same files would give other tiles
+    VERSION = tfds.core.Version("1.2.0")  # raise it when the same files would give other tiles or notes
     # Nothing is downloaded; TFDS would look for checksums with importlib_resources, which it does not install.
     url_infos: ClassVar[dict] = {}  # pyright: ignore[reportIncompatibleVariableOverride, reportIncompatibleMethodOverride]
 
@@ -87,8 +87,17 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder):
 
         @contextlib.contextmanager
         def opened(name: str) -> Iterator[Layers]:
-            with open_scene(config.path / name, layout=config.layout, min_size=config.tile_size) as scene:
-                yield Layers(scene.height, scene.width, lambda y0, y1: {"image": scene.rows(y0, y1)}, scene.valid)
+            path = config.path / name
+            with open_scene(path, layout=config.layout, min_size=config.tile_size) as scene:
+                stored = layout_of(path)
+                check_colours(stored, config.layout)
+                yield Layers(
+                    scene.height,
+                    scene.width,
+                    lambda y0, y1: {"image": scene.rows(y0, y1)},
+                    scene.values or scene.valid,
+                    stored=stored,
+                )
 
         yield from cut_files(
             self.info.metadata,

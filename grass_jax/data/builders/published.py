@@ -12,7 +12,8 @@ from grass_jax.data.archives import Member
 from grass_jax.data.builders.tiling import Layers, config_name, cut_files, tile_features
 from grass_jax.data.folder import ImageFile
 from grass_jax.data.published import facts_of, instructions, layout_of_published
-from grass_jax.data.published_scenes import PublishedScene, find_published, open_published
+from grass_jax.data.published_pixels import open_published
+from grass_jax.data.published_scenes import PublishedScene, find_published
 from grass_jax.data.tiles import tile_positions
 
 

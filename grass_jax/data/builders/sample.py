@@ -51,7 +51,7 @@ def sample_config(*, tile_size: int = 96, stride: int | None = None) -> SampleCo
 class Sample(tfds.core.GeneratorBasedBuilder):
     """Fields, woods, water, roads and buildings; train and val are different scenes."""
 
-    VERSION = tfds.core.Version("1.1.0")  # raise it when the landscape or the notes change
+    VERSION = tfds.core.Version("1.2.0")  # raise it when the landscape or the notes change
     # Nothing is downloaded; TFDS would look for checksums with importlib_resources, which it does not install.
     url_infos: ClassVar[dict] = {}  # pyright: ignore[reportIncompatibleVariableOverride, reportIncompatibleMethodOverride]
 

@@ -9,7 +9,7 @@ import tensorflow_datasets as tfds
 
 from grass_jax.data.builders.tiling import Layers, config_name, cut_files, tile_features
 from grass_jax.data.footprints import footprint_of
-from grass_jax.data.layout import Layout, common_layout
+from grass_jax.data.layout import Layout, check_colours, common_layout, layout_of
 from grass_jax.data.pairs import Annotation, Pairs, label_files, open_pair
 from grass_jax.data.tiles import tile_positions
 
@@ -60,7 +60,7 @@ def segmentation_config(
 class SegmentationFolder(tfds.core.GeneratorBasedBuilder):
     """Tiles and their masks in the order of path, y, x, those with a label; configure with `segmentation_config`."""
 
-    VERSION = tfds.core.Version("1.1.0")  # raise it when the same files would give other tiles or notes
+    VERSION = tfds.core.Version("1.2.0")  # raise it when the same files would give other tiles or notes
     # Nothing is downloaded; TFDS would look for checksums with importlib_resources, which it does not install.
     url_infos: ClassVar[dict] = {}  # pyright: ignore[reportIncompatibleVariableOverride, reportIncompatibleMethodOverride]
 
@@ -87,14 +87,18 @@ class SegmentationFolder(tfds.core.GeneratorBasedBuilder):
 
         @contextlib.contextmanager
         def opened(name: str) -> Iterator[Layers]:
-            with open_pair(pairs.images / name, labels[name], name, config.annotation, layout=config.layout) as scene:
+            path = pairs.images / name
+            with open_pair(path, labels[name], name, config.annotation, layout=config.layout) as scene:
+                stored = layout_of(path)
+                check_colours(stored, config.layout)
                 footprint = footprint_of(scene.georeference, scene.height, scene.width)
                 yield Layers(
                     scene.height,
                     scene.width,
                     lambda y0, y1: {"image": scene.rows(y0, y1), "mask": scene.mask(y0, y1)},
-                    scene.valid,
+                    scene.values or scene.valid,
                     footprint,
+                    stored,
                 )
 
         yield from cut_files(

@@ -7,6 +7,7 @@ import io
 import itertools
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -17,13 +18,13 @@ import tensorflow_datasets as tfds
 from absl import logging
 from PIL import Image
 
-from grass_jax.bands import DTYPES
+from grass_jax.bands import DTYPES_IN_WORDS
 from grass_jax.data.folder import ImageFile, fingerprint
 from grass_jax.data.labels import IGNORE
-from grass_jax.data.layout import RGB_LAYOUT, Layout
+from grass_jax.data.layout import RGB_LAYOUT, Layout, OtherBandsError, count_bands
 from grass_jax.data.pairs import LabelError
 from grass_jax.data.rasters import reason
-from grass_jax.data.statistics import PixelSample
+from grass_jax.data.statistics import Outlier, PixelSample
 from grass_jax.data.tiles import tile_positions
 from grass_jax.report.progress import counter
 
@@ -37,8 +38,10 @@ class Layers(NamedTuple):
         height: in pixels.
         width: in pixels.
         read: reads rows y0 to y1 - 1 of its layers, `image` and perhaps `mask`.
-        valid: reads which pixels of these rows hold an image, (y1 - y0, width) bool; None where all do.
+        valid: reads which pixels of these rows hold an image, (y1 - y0, width) bool, or which values of each band do,
+            (y1 - y0, width, c); None where all do.
         notes: what to note about it, fit for JSON.
+        stored: the layout that the file itself has, where others of the data set may have another.
     """
 
     height: int
@@ -46,6 +49,7 @@ class Layers(NamedTuple):
     read: Callable[[int, int], dict[str, np.ndarray]]
     valid: Callable[[int, int], np.ndarray] | None = None
     notes: Any = None
+    stored: Layout | None = None
 
 
 def config_name(folder: Path, files: Sequence[ImageFile], tile_size: int, stride: int, settings: object = "") -> str:
@@ -111,7 +115,8 @@ def cut_files(
     Args:
         notes: the builder's metadata, which gets `folder`, `tile_size`, `stride`, `files` (name, height, width),
             `skipped` (name, reason), `bands` (as measured on the tiles), and where there are any the files' `notes`,
-            `barren` files (name, reason), the number of `nodata` tiles and which tiles were `kept`.
+            `barren` files (name, reason), the number of `nodata` tiles, which tiles were `kept`, what `mixed` layouts
+            the used files have, and the bands that may hold `untagged` nodata (`Outlier`).
         folder: the folder.
         files: its files.
         opened: opens a file by name once all of it has been found readable.
@@ -131,6 +136,7 @@ def cut_files(
     unusable: list[list[str]] = [list(pair) for pair in skipped]
     barren: list[list[str]] = []
     noted, kept, key, nodata = [], [], 0, 0
+    own: Counter[Layout] = Counter()
     sample = PixelSample(layout)
     pictures = {"mask", "image"} if _is_picture(layout) else {"mask"}
 
@@ -147,11 +153,15 @@ def cut_files(
                     layers = stack.enter_context(opened(file.name))
                 except (MemoryError, LabelError):
                     raise
+                except OtherBandsError as error:
+                    unusable.append([file.name, f"{error}: {error.advice}"])
+                    continue
                 except Exception as error:  # decoders answer a broken file with anything
                     unusable.append([file.name, reason(error)])
                     continue
                 used.append([file.name, layers.height, layers.width])
                 noted.append(layers.notes)
+                own[(layers.stored or layout)._replace(rgb=())] += 1
                 positions = tile_positions(layers.height, layers.width, tile_size, stride)
                 before = key, nodata
                 for y, row in itertools.groupby(positions.tolist(), key=lambda position: position[0]):
@@ -179,7 +189,7 @@ def cut_files(
     if not used:
         raise ValueError(
             f"No image in {folder} can be used ({len(unusable)} skipped, the first because {unusable[0][1]}): "
-            f"add images of at least {tile_size}x{tile_size} pixels, of {', '.join(DTYPES[:-1])} or {DTYPES[-1]}, "
+            f"add images of at least {tile_size}x{tile_size} pixels, of {DTYPES_IN_WORDS}, "
             "or set a smaller tile_size."
         )
     if nodata and nodata == len(kept):
@@ -194,6 +204,13 @@ def cut_files(
         )
     notes.update(folder=os.fspath(folder), tile_size=tile_size, stride=stride, files={"train": used}, skipped=unusable)
     notes.update(bands=sample.bands().asdict())
+    mixed, untagged = _mixed(own, layout), sample.outliers()
+    if mixed:
+        log_mixed(mixed, folder)
+        notes.update(mixed=mixed)
+    if untagged:
+        log_untagged(untagged, folder)
+        notes.update(untagged=[list(outlier) for outlier in untagged])
     if any(noted):
         notes.update(notes=noted)
     if barren:
@@ -207,7 +224,23 @@ def cut_files(
 
 
 def _has_image(tile: dict[str, np.ndarray]) -> bool:
-    return "valid" not in tile or bool(tile["valid"].mean() >= 0.5)
+    if "valid" not in tile:
+        return True
+    valid = tile["valid"]
+    return bool((valid if valid.ndim == 2 else valid.any(axis=-1)).mean() >= 0.5)
+
+
+def _mixed(own: Counter[Layout], layout: Layout) -> list[str]:
+    """How many of the used files have another layout than what is read, in words; empty where all are alike."""
+    if len(own) == 1:
+        return []
+    read = f"of which {len(layout.numbers)} {'is' if len(layout.numbers) == 1 else 'are'} read"
+    return [
+        f"{count} of {own.total()} files have {count_bands(stored)}, "
+        + ("which is read three times" if len(stored.numbers) < len(layout.numbers) else read)
+        for stored, count in own.items()
+        if set(stored.numbers) != set(layout.numbers)
+    ]
 
 
 def _has_label(tile: dict[str, np.ndarray]) -> bool:
@@ -238,6 +271,28 @@ def log_nodata(tiles: int, folder: str | os.PathLike) -> None:
     """One line that counts the tiles that were left out because most of their pixels hold no image."""
     if tiles:
         logging.info("Left out %d tile(s) of %s, of which fewer than half of the pixels hold data.", tiles, folder)
+
+
+def log_mixed(mixed: Sequence[str], folder: str | os.PathLike) -> None:
+    """One warning that counts the files that have other bands than what is read of them."""
+    if mixed:
+        logging.warning("The images of %s are of several kinds: %s.", folder, "; ".join(mixed))
+
+
+def log_untagged(untagged: Sequence[Sequence[Any]], folder: str | os.PathLike) -> None:
+    """One warning that names the bands that seem to hold nodata without a tag, and how to tag it."""
+    if untagged:
+        bands = "".join(
+            f"\n  band {outlier.number} is {outlier.value:.9g} in {outlier.share:.0%} of its pixels and "
+            f"{outlier.low:.9g} to {outlier.high:.9g} in the others"
+            for outlier in itertools.starmap(Outlier, untagged)
+        )
+        value = Outlier(*untagged[0]).value
+        logging.warning(
+            "The images of %s seem to hold a nodata value that is not tagged as one and counts as an image; if it is "
+            "nodata, tag it with gdal_edit.py -a_nodata %.9g FILE:%s",
+            *(folder, value, bands),
+        )
 
 
 def _named(files: Sequence[Sequence[str]]) -> str:

@@ -4,7 +4,9 @@ import base64
 import io
 import os
 import pickle
+import re
 import struct
+import tarfile
 import time
 import zipfile
 import zlib
@@ -12,9 +14,9 @@ import zlib
 import numpy as np
 import pytest
 
+from grass_jax.interop.open_weights import open_weights
 from grass_jax.interop.pickle_data import Call, Global, read_pickle
 from grass_jax.interop.torch_write import write_torch
-from grass_jax.interop.weights_file import open_weights
 
 # torch.save of PyTorch 2.14: {"state_dict": OrderedDict(...), "epoch": 3, "arguments": argparse.Namespace(lr=0.1),
 # "optimizer": ...}, with a parameter, views, a shared storage and several dtypes
@@ -39,18 +41,32 @@ REAL = zlib.decompress(
         "ewPcX2kDCVczyMa7Y/8DobhFfg=="
     )
 )
-# the first bytes of torch.save(..., _use_new_zipfile_serialization=False)
-LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03.\x80\x02}q\x00"
+# the same from torch.save(..., _use_new_zipfile_serialization=False), the format before PyTorch 1.6
+OLD = zlib.decompress(
+    base64.b64decode(
+        "eNp1lFtz20QYhnVw7FTQNkCBFgqUs80hJK5jOxxqU0Lasm2aqBzEoQhZ3kRiZK3f1aoDzHgmXDiU/gOYXnDJX+Auf4c7bpnhgl1JMeNUaEba1W"
+        "r3ed/99vu0b9yzon/ub/594dvft88t7xs3/jTlcwKt7ixpmjbmTDCfRe4dypOQxdDlBOek/BKFQkTUpfEw9GIYdx1LDorvx9RNwh9oAnOCSt1Z"
+        "kINJwLjAAjEcU76FsUCVVJyKYrB4DzVSSdMjTQVJhCeoOwx9Ad2X2hH1hZROrJt8SDkdbsgvFoyGDbPuVOWCkSd4+B0qvmDcD5bdVIRRYrmcDt"
+        "IwGrpjj3sjKii3sPA/UwSNE8bdO00L1XrdqWUuGPf2KGr5EmszYp64lQ9aWHROyTnrrU6n2ZaP9U6r28WJbIP+OIVFqlsCD+0QjRjEPMDDxCT6"
+        "AU7+HCjbpwRO21i6m7088hMetfFYthGR8pgOcSaQJoJaUCryeJDDn1BwkxgHeJLoSuNsDj8n8JSNp/PIR6FPcT7HFfvYYOkgorONPHNMo7W62s"
+        "SzUmNRajy3o+xPcYEYUzyf818QeNHGS9n5BV60i5fn8Ffl0Az+yn/wtYvNTrfdXW/jVQk3JLyeRWeKBtGneC2Hvy7who03M/MD7oUxlufol7NT"
+        "WG3PFN46Zr/bXGtjpVBYLRSaSuFirtASWLPRzhR8lspk7MwpXJcpOaN35/y3W20VnHVJ1yX9bUlvNHLqOwLv2ngvo+5G3l6CS/O+GYtm1N5xz6"
+        "2VFfQLz+8Xni8rzx/k9A2BD21sZiGPWUxx5cEEyeLbacr4XpUkTZKuKZJGKgf4iFRU9pGcdl3gho2tNDNLx8wPcJOYzgn55vG9dERjkWDbl31Z"
+        "OAm1tmTxJGPPl853Gj/CnuCWY6ji5fj4Su+PX9T1azLIAGwswpEsf45PJvg0z0FVzfhsAodoE3zunFYFy5RKOnIH6e6unPxFsZ/SZPyySMav1H"
+        "4Wp7itIvN1vhdX4BsbXpIk6g9yW/1BSk5ML0tDoyx2ZpmBSlkZLpQlXrXsZGt0Wdfyq1a0RtFql7TDo+6iVnb91Ss6/WJW0S4V7ZmiPVu05/vV"
+        "ufX7vXxtX9778v6tf6R92Ns+POrr2r9x64Oz"
+    )
+)
 
 
-@pytest.fixture
-def real(tmp_path):
-    (tmp_path / "real.pth").write_bytes(REAL)
+@pytest.fixture(params=[REAL, OLD], ids=["zip", "old"])
+def real(tmp_path, request):
+    (tmp_path / "real.pth").write_bytes(request.param)
     return tmp_path / "real.pth"
 
 
 def read_all(path):
-    with open_weights(path) as tensors:
+    with open_weights(path) as (tensors, _):
         return {name: tensor.read() for name, tensor in tensors.items()}
 
 
@@ -112,7 +128,7 @@ def test_what_is_written_is_read(tmp_path):
         "empty": np.zeros((2, 0, 3), np.float32),
         "größe": np.array([-0.0, np.inf], np.float32),
     }
-    meta = {"numbers": [0, -1, 255, 256, -129, 2**70, 1.5, True, None], "text": "ä" * 300}
+    meta = {"numbers": (0, -1, 255, 256, -129, 2**70), "text": "ä" * 300}
     write_torch(tmp_path / "w.pth", {"meta": meta, "state_dict": arrays})
     read = read_all(tmp_path / "w.pth")
     assert read.keys() == {f"state_dict.{name}" for name in arrays}
@@ -120,7 +136,9 @@ def test_what_is_written_is_read(tmp_path):
         assert read[f"state_dict.{name}"].tobytes() == np.ascontiguousarray(array).tobytes()
         assert read[f"state_dict.{name}"].shape == array.shape
     with zipfile.ZipFile(tmp_path / "w.pth") as file:
-        assert read_pickle(file.read("archive/data.pkl"))["meta"] == meta
+        assert read_pickle(file.read("archive/data.pkl")).value["meta"] == meta
+    with open_weights(tmp_path / "w.pth") as (_, said):
+        assert said == {"text": "ä" * 300}
     first = (tmp_path / "w.pth").read_bytes()
     write_torch(tmp_path / "w.pth", {"meta": meta, "state_dict": arrays})
     assert (tmp_path / "w.pth").read_bytes() == first
@@ -129,7 +147,7 @@ def test_what_is_written_is_read(tmp_path):
 def test_pytorch_reads_what_is_written(tmp_path):
     torch = pytest.importorskip("torch")
     value = np.random.default_rng(0).normal(size=(4, 3, 2)).astype(np.float32)
-    meta = {"step": "3", "n": [1, -200, 2**40, 0.5, None, False]}
+    meta = {"step": "3", "n": (1, -200, 2**40)}
     write_torch(tmp_path / "w.pth", {"meta": meta, "state_dict": {"w": value, "s": np.full((), 2.5, np.float32)}})
     read = torch.load(tmp_path / "w.pth", weights_only=True)
     assert read["meta"] == meta
@@ -155,7 +173,7 @@ def test_nothing_in_a_pickle_is_called(tmp_path, monkeypatch, protocol):
     monkeypatch.chdir(tmp_path)
     harmful = {"first": Harmful(), "second": [HarmfulState()], "third": {"set": {1, 2}, "bytes": b"x"}}
     data = pickle.dumps(harmful, protocol)
-    read = read_pickle(data)
+    read = read_pickle(data).value
     assert read["first"] == Call(Global(os.system.__module__, "system"), ("touch harm-has-been-done",))
     archive(tmp_path / "w.pth", data)
     assert read_all(tmp_path / "w.pth") == {}
@@ -229,12 +247,19 @@ def test_a_malformed_pickle_is_refused(tmp_path, data, words):
         tensor((1,) * 9, (1,) * 9),
         tensor((4,), (1,), key="../data.pkl"),
         b"ctorch._utils\n_rebuild_tensor_v2\n(K\x01K\x02tR",
+        b"ctorch._utils\n_rebuild_sparse_tensor\n(K\x01K\x02tR",
     ],
 )
 def test_a_tensor_must_lie_in_its_storage(tmp_path, opcodes):
-    archive(tmp_path / "w.pth", named(opcodes), [np.arange(4, dtype=np.float32).tobytes()])
-    with pytest.raises(ValueError, match=r"w\.pth .*(exceeds its storage|too few numbers|lacks|unknown way)"):
-        read_all(tmp_path / "w.pth")
+    good = b"X\x01\x00\x00\x00g" + tensor((4,), (1,))
+    data = b"\x80\x02}(" + good + b"X\x01\x00\x00\x00w" + opcodes + b"u."
+    archive(tmp_path / "w.pth", data, [np.arange(4, dtype=np.float32).tobytes()])
+    with open_weights(tmp_path / "w.pth") as (tensors, _):
+        np.testing.assert_array_equal(tensors["g"].read(), np.arange(4))  # the wrong one stops only who reads it
+        with pytest.raises(
+            ValueError, match=r"w\.pth .*(exceeds|too few numbers|lacks its file|describes w in an unk)"
+        ):
+            tensors["w"].read()
 
 
 def test_tensors_that_do_lie_in_their_storage(tmp_path):
@@ -250,30 +275,51 @@ def test_tensors_that_do_lie_in_their_storage(tmp_path):
 
 
 def test_types_that_no_weights_have_stop_only_who_reads_them(tmp_path):
-    archive(tmp_path / "w.pth", named(tensor((2,), (1,), kind="ComplexFloat")), [bytes(32)])
-    with open_weights(tmp_path / "w.pth") as tensors:
-        assert tensors["w"].shape == (2,)
-        with pytest.raises(ValueError, match="holds w as ComplexFloatStorage"):
-            tensors["w"].read()
+    plain = tensor((2,), (1,))
+    newest = plain.replace(b"_v2", b"_v3").removesuffix(b"\x89NtR") + b"\x89Nctorch\nfloat8_e4m3fn\nNtR"
+    for opcodes, dtype in (
+        (tensor((2,), (1,), kind="QInt8"), "QInt8Storage"),
+        (newest, "float8_e4m3fn"),
+        (plain.replace(b"_rebuild_tensor_v2", b"_rebuild_odd\x1b[1m"), r"'_rebuild_odd\x1b[1m'"),
+    ):
+        archive(tmp_path / "w.pth", named(opcodes), [bytes(32)])
+        with open_weights(tmp_path / "w.pth") as (tensors, _):
+            assert tensors["w"].dtype == dtype
+            with pytest.raises(
+                ValueError, match=f"w.pth .* w (as|in an unknown way) .*{re.escape(dtype)}.*: convert"
+            ) as e:
+                tensors["w"].read()
+            assert str(e.value).isprintable()
 
 
-def test_a_cut_or_damaged_file_is_named(real, tmp_path):
-    path = tmp_path / "cut.pth"
-    for end in range(0, len(REAL), 97):
-        path.write_bytes(REAL[:end])
+def test_a_tensor_with_attributes_is_a_plain_one(tmp_path):
+    inner = tensor((2,), (2,)).split(b"\n", 2)[2].removesuffix(b"R")
+    rebuild, wrap = b"ctorch._utils\n_rebuild_tensor_v2\n", b"ctorch._tensor\n_rebuild_from_type_v2\n("
+    data = named(wrap + rebuild + b"ctorch\nTensor\n" + inner + b"}X\x03\x00\x00\x00fooK\x03stR")
+    archive(tmp_path / "w.pth", data, [np.arange(4, dtype=np.float32).tobytes()])
+    np.testing.assert_array_equal(read_all(tmp_path / "w.pth")["w"], [0, 2])
+
+
+def test_a_cut_file_is_named(real, tmp_path):
+    path, whole = tmp_path / "cut.pth", real.read_bytes()
+    for end in range(0, len(whole), 97 if whole == REAL else 7):
+        path.write_bytes(whole[:end])
         with pytest.raises(ValueError, match=r"^\S*cut\.pth (is|has|lacks|cannot)"):
             read_all(path)
+
+
+def test_a_damaged_file_is_named(tmp_path):
     at = REAL.index(struct.pack("<6f", *range(6)))
-    path.write_bytes(REAL[:at] + b"\x01" + REAL[at + 1 :])
-    with pytest.raises(ValueError, match=r"cut\.pth is damaged \(Bad CRC"):
-        read_all(path)
+    (tmp_path / "w.pth").write_bytes(REAL[:at] + b"\x01" + REAL[at + 1 :])
+    with pytest.raises(ValueError, match=r"w\.pth is damaged \(Bad CRC"):
+        read_all(tmp_path / "w.pth")
 
 
-def test_any_flipped_byte_is_read_or_named(tmp_path):
+def test_any_flipped_byte_is_read_or_named(real, tmp_path):
     rng, path = np.random.default_rng(0), tmp_path / "w.pth"
     refused = 0
     for _ in range(300):
-        data = bytearray(REAL)
+        data = bytearray(real.read_bytes())
         data[rng.integers(len(data))] ^= int(rng.integers(1, 256))
         path.write_bytes(data)
         try:
@@ -281,7 +327,84 @@ def test_any_flipped_byte_is_read_or_named(tmp_path):
         except ValueError as error:
             refused += 1
             assert str(error).startswith(str(path))  # noqa: PT017
-    assert refused > 100
+    assert refused > 80
+
+
+FOUR_NUMBERS = struct.pack("<q4f", 4, *range(4))
+
+
+def row(
+    tree,
+    keys=("0",),
+    storages=(FOUR_NUMBERS,),
+    *,
+    version=1001,
+    little=True,
+    start=0x1950A86A20F9469CFC6C,
+):
+    """A checkpoint of the old format around the opcodes of its content."""
+    machine = {"protocol_version": 1001, "little_endian": little, "type_sizes": {"int": 4}}
+    head = b"".join(pickle.dumps(value, 2) for value in (start, version, machine))
+    return head + tree + pickle.dumps(list(keys), 2) + b"".join(storages)
+
+
+def test_storages_of_the_old_format_are_found(tmp_path):
+    path = tmp_path / "w.pth"
+    path.write_bytes(row(named(tensor((3,), (1,), offset=1))))
+    np.testing.assert_array_equal(read_all(path)["w"], [1, 2, 3])
+    # of two storages, the second behind eight halves
+    first = tensor((2,), (1,), kind="Half", count=8, key="7")
+    pair = b"\x80\x02}(X\x01\x00\x00\x00a" + first + b"X\x01\x00\x00\x00b" + tensor((4,), (1,)) + b"u."
+    storages = [struct.pack("<q8e", 8, *range(8)), FOUR_NUMBERS]
+    path.write_bytes(row(pair, ("7", "0"), storages))
+    read = read_all(path)
+    np.testing.assert_array_equal(read["a"], [0, 1])
+    np.testing.assert_array_equal(read["b"], range(4))
+    # a storage within another, as the first versions had them: key, offset, size
+    view = tensor((2,), (1,)).replace(b"tQ", b"(X\x01\x00\x00\x009K\x01K\x02ttQ")
+    path.write_bytes(row(named(view)))
+    np.testing.assert_array_equal(read_all(path)["w"], [1, 2])
+    path.write_bytes(row(named(view.replace(b"K\x01K\x02", b"K\x03K\x02"))))
+    with pytest.raises(ValueError, match="w that exceeds its storage"):
+        read_all(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"little": False}, "big-endian"),
+        ({"version": 1000}, r"an unknown format of PyTorch before 1\.6: convert"),
+        ({"start": 7}, "is a pickle but no PyTorch checkpoint"),
+        ({"keys": ()}, "lacks its storage '0'"),
+        ({"keys": ("1",)}, "holds numbers of None"),
+        ({"keys": (("0",),)}, "holds numbers of None"),
+        ({"keys": ("0", "0")}, "is shorter than it says"),
+        ({"storages": (b"\x04",)}, "is shorter than it says"),
+        ({"storages": (struct.pack("<q3f", 4, *range(3)),)}, "is shorter than it says"),
+        ({"storages": (struct.pack("<q", 2**62),)}, "is shorter than it says"),
+        ({"storages": (struct.pack("<q4f", -1, *range(4)),)}, "is shorter than it says"),
+        ({"storages": (struct.pack("<q4f", 3, *range(4)),)}, "has too few numbers for w"),
+        ({"tree": named(tensor((4,), (1,), kind="Odd\x1b"))}, r"holds numbers of 'Odd\\x1bStorage'"),
+        ({"tree": b"\x80\x02}"}, "malformed"),
+    ],
+)
+def test_a_malformed_file_of_the_old_format_is_refused(tmp_path, changes, words):
+    (tmp_path / "w.pth").write_bytes(row(**{"tree": named(tensor((4,), (1,)))} | changes))
+    with pytest.raises(ValueError, match=rf"w\.pth .*{words}") as error:
+        read_all(tmp_path / "w.pth")
+    assert str(error.value).isprintable()
+
+
+@pytest.mark.parametrize("protocol", [1, 2])
+def test_nothing_in_the_old_format_is_called(tmp_path, monkeypatch, protocol):
+    monkeypatch.chdir(tmp_path)
+    harm = pickle.dumps({"first": Harmful()}, protocol)
+    (tmp_path / "w.pth").write_bytes(row(harm, (), ()))
+    assert read_all(tmp_path / "w.pth") == {}
+    (tmp_path / "w.pth").write_bytes(row(named(tensor((4,), (1,))), (Harmful(),)))
+    with pytest.raises(ValueError, match="holds numbers of None"):
+        read_all(tmp_path / "w.pth")
+    assert [path.name for path in tmp_path.iterdir()] == ["w.pth"]
 
 
 def test_other_files_are_refused_with_what_to_do(tmp_path):
@@ -301,8 +424,11 @@ def test_other_files_are_refused_with_what_to_do(tmp_path):
     with zipfile.ZipFile(path, "w") as file:
         file.writestr("readme.txt", "no weights")
     refused("no PyTorch checkpoint")
-    path.write_bytes(LEGACY)
-    refused(r"before version 1\.6: .*safetensors\.torch\.save_file")
+    with tarfile.open(path, "w") as file:
+        file.addfile(tarfile.TarInfo("storages"))
+    refused(r"is a tar archive: unpack it, or, .*torch\.save\(torch\.load\(OLD, weights_only=False\)")
+    path.write_bytes(pickle.dumps({"conv1.weight": 1}))
+    refused("is a pickle but no PyTorch checkpoint")
     path.write_bytes(b"GIF89a and so on")
     refused("neither")
     path.write_bytes(b"")

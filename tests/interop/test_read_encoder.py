@@ -11,8 +11,8 @@ import safetensors.numpy
 
 from grass_jax.bands import RGB, Bands
 from grass_jax.interop.names import encoder_tensors
+from grass_jax.interop.read_encoder import read_encoder
 from grass_jax.interop.torch_write import write_torch
-from grass_jax.interop.weights import read_encoder
 from grass_jax.models import build_encoder
 from grass_jax.models.resnet import BasicBlock, Bottleneck, ResNet
 
@@ -157,7 +157,8 @@ def test_faults_are_listed_in_one_message(tmp_path, tensors, wanted):
         read_encoder(tmp_path / "w.safetensors", wanted)
     assert "1 missing (layer1.0.bn2.bias)" in str(error.value)
     assert "1 unknown (head.weight)" in str(error.value)
-    assert "(bn1.bias of whole numbers, bn1.weight (5,) instead of (4,))" in str(error.value)
+    assert "1 of another shape (bn1.weight (5,) instead of (4,))" in str(error.value)
+    assert "1 of a type that is not read (bn1.bias of I32)" in str(error.value)
     assert "set config.model" in str(error.value)
 
 
@@ -228,6 +229,15 @@ def test_the_stem_is_adapted_and_the_log_says_so(tmp_path, tensors, caplog, band
         np.testing.assert_allclose(kernel.sum(2), red + green + blue, rtol=1e-5, atol=1e-6)
 
 
+def test_red_green_and_blue_in_another_order_take_their_own_weights(tmp_path, tensors, caplog):
+    write_torch(tmp_path / "w.pth", tensors)
+    like, bands = shapes_of(ResNet((1, 2, 1, 1), Bottleneck, width=4), 3), Bands(rgb=(3, 2, 1))
+    with caplog.at_level(logging.INFO, "absl"):
+        kernel = read_encoder(tmp_path / "w.pth", like, bands=bands)["params"]["conv1"]["kernel"]
+    np.testing.assert_array_equal(kernel, tensors["conv1.weight"][:, ::-1].transpose(2, 3, 1, 0))
+    assert "red, green and blue go to the bands 3, 2, 1" in caplog.text
+
+
 def test_four_channels_to_three_and_to_four(tmp_path, torch_shapes, random_tensors, wanted):
     four = random_tensors(torch_shapes((1, 2, 1, 1), bottleneck=True, width=4, bands=4))
     write_torch(tmp_path / "w.pth", four)
@@ -260,3 +270,66 @@ def test_names_out_are_torchvisions_and_bits_come_back(tmp_path, torch_shapes, r
     write_torch(tmp_path / "w.pth", tensors)
     for file in ("w.safetensors", "w.pth"):
         jax.tree.map(np.testing.assert_array_equal, read_encoder(tmp_path / file, wanted), dict(variables))
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pth"])
+def test_numbers_that_no_network_has_are_listed(tmp_path, tensors, wanted, suffix):
+    path = tmp_path / f"w.{suffix}"
+    wrong = {name: value.copy() for name, value in tensors.items()}
+    wrong["conv1.weight"][1, 2, 3, 4] = np.nan
+    wrong["layer1.0.bn1.bias"][0] = -np.inf
+    wrong["bn1.running_var"][3] = -1e-3
+    wrong["bn1.running_mean"][3] = -1e-3
+    wrong["fc.weight"][:] = np.nan  # which nobody wants
+    (safetensors.numpy.save_file(wrong, path) if suffix == "safetensors" else write_torch(path, wrong))
+    with pytest.raises(
+        ValueError, match=r"^\S*w\.\w+ holds no usable weights; tensors 2 with NaN or infinity "
+    ) as error:
+        read_encoder(path, wanted)
+    assert "infinity (conv1.weight, layer1.0.bn1.bias) and 1 with negative variances (bn1.running_var): give" in str(
+        error.value
+    )
+
+
+def test_numbers_too_large_for_the_tree_are_listed(tmp_path, tensors, wanted):
+    wide = {name: value.astype(np.float64) for name, value in tensors.items()}
+    wide["bn1.weight"][0] = 1e300
+    safetensors.numpy.save_file(wide, tmp_path / "w.safetensors")
+    with pytest.raises(ValueError, match=r"1 with NaN or infinity \(bn1\.weight\): give"):
+        read_encoder(tmp_path / "w.safetensors", wanted)
+
+
+def test_types_are_called_by_their_names(tmp_path, tensors, wanted):
+    other = tensors | {"bn1.bias": jnp.zeros(4, jnp.float8_e4m3fn), "bn1.weight": np.zeros(4, np.int32)}
+    safetensors.numpy.save_file({name: np.asarray(value) for name, value in other.items()}, tmp_path / "w.safetensors")
+    with pytest.raises(ValueError, match=r"\(bn1\.bias of F8_E4M3, bn1\.weight of I32\)"):
+        read_encoder(tmp_path / "w.safetensors", wanted)
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pth"])
+def test_control_characters_never_reach_a_terminal(tmp_path, tensors, wanted, suffix):
+    path = tmp_path / f"w.{suffix}"
+    odd = tensors | {"\x1b[31mred\nline\u202e": np.zeros(3, np.float32)}
+    (safetensors.numpy.save_file(odd, path) if suffix == "safetensors" else write_torch(path, odd))
+    with pytest.raises(ValueError, match="1 unknown") as error:
+        read_encoder(path, wanted)
+    assert str(error.value).isprintable()
+    assert r"\x1b[31mred\nline\u202e" in str(error.value)
+
+
+def test_control_characters_of_a_broken_header_neither(tmp_path, wanted):
+    header = b'{"conv1.weight": {"dtype": "\\u001b[31m", "shape": [0], "data_offsets": [0, 0]}}'
+    (tmp_path / "w.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(ValueError, match=r"cannot be read as \.safetensors") as error:
+        read_encoder(tmp_path / "w.safetensors", wanted)
+    assert str(error.value).isprintable()
+
+
+def test_a_header_whose_length_looks_like_a_pickle(tmp_path, tensors, wanted):
+    path = tmp_path / "w.safetensors"
+    for length in range(300):
+        safetensors.numpy.save_file(tensors, path, {"x": "x" * length})
+        if path.read_bytes()[:1] == b"\x80":
+            break
+    assert path.read_bytes()[:1] == b"\x80"
+    np.testing.assert_array_equal(read_encoder(path, wanted)["params"]["bn1"]["bias"], tensors["bn1.bias"])
