@@ -155,7 +155,12 @@ def test_tasks_refuse_images_of_another_kind_in_one_sentence(pretrained, finetun
             profile = raster.profile | {"dtype": "uint8", "nodata": None}
             with rasterio.open(tmp_path / "images" / path.name, "w", **profile) as copy:
                 copy.write((raster.read() // 256).astype(np.uint8))
-    changes = {"data.path": str(tmp_path), "data.masks": str(scenes / "masks"), "init": str(pretrained)}
+    changes = {
+        "data.path": str(tmp_path),
+        "data.masks": str(scenes / "masks"),
+        "init": str(pretrained),
+        "data.test": "d_",
+    }
     with pytest.raises(
         ConfigError, match=r"encoder of config\.init reads uint16 and the images of config\.data hold uint8"
     ):

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import math
+import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -11,6 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 TIFF_SUFFIXES = frozenset({".tif", ".tiff"})
+# GDAL keeps what it has read, by default up to 5 % of the machine's memory: a scene as a whole where that is large. It
+# takes this, in megabytes, when it is first used.
+os.environ.setdefault("GDAL_CACHEMAX", "256")
 
 
 class Georeference(NamedTuple):

@@ -13,6 +13,7 @@ import numpy as np
 from absl import logging
 
 from grass_jax.bands import RGB, Bands
+from grass_jax.data.layout import OtherBandsError
 from grass_jax.data.rasters import Scene, UnusableImageError, reason
 from grass_jax.report.progress import counter
 from grass_jax.segment.inputs import Job, find_jobs
@@ -20,8 +21,6 @@ from grass_jax.segment.map_writer import OutputError
 from grass_jax.segment.scene_map import SceneMap
 from grass_jax.segment.windows import sliding
 
-# GDAL keeps what it has read, by default up to 5 % of the machine's memory: on a large machine more than all the rest.
-GDAL_CACHE = 256 * 2**20
 GSD_TOLERANCE = 0.1  # of the metres per pixel: a network hardly minds less
 
 
@@ -125,7 +124,8 @@ def predict_files(
             note(text + "first, or expect worse maps.", job.image, level=logging.WARNING)
 
     def skip(job: Job, error: Exception, left: int) -> None:
-        outcome.skipped[str(job.image)] = reason(error)
+        advice = ": give an image with the network's bands" if isinstance(error, OtherBandsError) else ""
+        outcome.skipped[str(job.image)] = reason(error) + advice
         line.clear()
         line.total -= left
         logging.warning("Skipped %s: %s", job.image, outcome.skipped[str(job.image)])
@@ -150,7 +150,7 @@ def predict_files(
             skip(current.job, error, current.left)
 
     with (
-        rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE),
+        rasterio.Env(),  # one for all files, which are not closed in the order that they are opened in
         counter(
             desc=f"mapping {len(jobs)} image(s)",
             total=sum(_pixels(job.image) for job in jobs),

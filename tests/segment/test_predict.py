@@ -202,7 +202,8 @@ def test_what_cannot_be_read_is_named_and_skipped(tmp_path, caplog):
     assert [Path(image).name for image in skipped] == ["a.png", "b.tif", "c.tif", "e16.tif"]
     assert skipped[str(folder / "a.png")] == "it is no readable PNG or JPEG file"
     assert skipped[str(folder / "b.tif")] == "the file is empty"
-    assert "convert it to 8 bits" in skipped[str(folder / "e16.tif")]
+    why = "it has 4 bands of uint16 and 3 of uint8 are wanted: give an image with the network's bands"
+    assert skipped[str(folder / "e16.tif")] == why
     for image, reason in skipped.items():
         assert f"Skipped {image}: {reason}" in caplog.text
     names = sorted(path.name for path in (tmp_path / "out").rglob("*") if path.is_file())
