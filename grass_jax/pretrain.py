@@ -17,8 +17,8 @@ from grass_jax.build import build_method, build_optimizer, build_schedule
 from grass_jax.checkpoint import Checkpoints, refuse_other_run
 from grass_jax.config import ConfigError
 from grass_jax.data.loader import check_batch_size, fitting_batch_size, process_batches, steps_per_epoch
-from grass_jax.data.published import PUBLISHED
-from grass_jax.data.published_sets import published_tiles
+from grass_jax.data.published.facts import PUBLISHED
+from grass_jax.data.published.sets import published_tiles
 from grass_jax.data.source import TileSource, open_tiles
 from grass_jax.initial import follow_encoder, initial_encoder, settle_bands
 from grass_jax.methods import Method

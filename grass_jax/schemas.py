@@ -23,7 +23,7 @@ from grass_jax.config import (
     one_of,
     whole,
 )
-from grass_jax.data.published import PUBLISHED
+from grass_jax.data.published.facts import PUBLISHED
 
 SHARED = {"task": TEXT, "name": TEXT, "preset": TEXT, "compilation_cache": TEXT}
 SEQUENCE = Rule("a list", lambda v: isinstance(v, tuple | list))

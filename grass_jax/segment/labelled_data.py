@@ -15,8 +15,8 @@ from grass_jax.data.labelled import LabelledSet, open_labelled
 from grass_jax.data.labels import Labels
 from grass_jax.data.layout import Layout
 from grass_jax.data.pairs import OpenedScene
-from grass_jax.data.published import PUBLISHED
-from grass_jax.data.published_sets import published_labelled
+from grass_jax.data.published.facts import PUBLISHED
+from grass_jax.data.published.sets import published_labelled
 from grass_jax.data.scenes import LabelledScene, open_scenes
 from grass_jax.data.splits import Split
 

@@ -8,12 +8,12 @@ from typing import Any, ClassVar
 
 import tensorflow_datasets as tfds
 
-from grass_jax.data.archives import Member
 from grass_jax.data.builders.tiling import Layers, config_name, cut_files, tile_features
 from grass_jax.data.folder import ImageFile
-from grass_jax.data.published import facts_of, instructions, layout_of_published
-from grass_jax.data.published_pixels import open_published
-from grass_jax.data.published_scenes import PublishedScene, find_published
+from grass_jax.data.published.archives import Member
+from grass_jax.data.published.facts import facts_of, instructions, layout_of_published
+from grass_jax.data.published.pixels import open_published
+from grass_jax.data.published.scenes import PublishedScene, find_published
 from grass_jax.data.tiles import tile_positions
 
 

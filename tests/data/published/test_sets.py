@@ -13,9 +13,9 @@ from PIL import Image
 
 from grass_jax import pretrain
 from grass_jax.config import ConfigError
-from grass_jax.data import published
 from grass_jax.data.labels import IGNORE
-from grass_jax.data.published import DATASETS
+from grass_jax.data.published import facts
+from grass_jax.data.published.facts import DATASETS
 from grass_jax.data.splits import Split
 from grass_jax.segment import finetune
 
@@ -269,9 +269,9 @@ def test_tiles_without_a_label_are_left_out_of_their_split_alone(made, folder, t
 def test_published_tiles_in_archives_as_published(made, folder, labelled, monkeypatch):
     """Real tiles under the names of whole ones; the two of Potsdam are parts of 2_10 and 2_13."""
     splits = {"train": {"": ("top_potsdam_2_10",)}, "test": {"": ("top_potsdam_2_13",)}}
-    monkeypatch.setitem(published.DATASETS, "potsdam", DATASETS["potsdam"]._replace(splits=splits))
+    monkeypatch.setitem(facts.DATASETS, "potsdam", DATASETS["potsdam"]._replace(splits=splits))
     rural = {"train": {"rural": 2}, "val": {"rural": 1}}
-    monkeypatch.setitem(published.DATASETS, "loveda", DATASETS["loveda"]._replace(splits=rural))
+    monkeypatch.setitem(facts.DATASETS, "loveda", DATASETS["loveda"]._replace(splits=rural))
     found = {"4_Ortho_RGBIR.zip": {}, "5_Labels_all.zip": {}, "Train.zip": {}, "Val.zip": {}}
     for tile, number in (("2_10", 36), ("2_13", 26)):
         name = f"top_potsdam_{tile}"

@@ -12,9 +12,9 @@ from tensorflow_datasets.core import constants
 from grass_jax.data.builders.published import BUILDERS, PublishedConfig, published_config
 from grass_jax.data.labelled import LabelledSet
 from grass_jax.data.prepare import prepare
-from grass_jax.data.published import facts_of, layout_of_published
-from grass_jax.data.published_pixels import open_published
-from grass_jax.data.published_scenes import PublishedScene
+from grass_jax.data.published.facts import facts_of, layout_of_published
+from grass_jax.data.published.pixels import open_published
+from grass_jax.data.published.scenes import PublishedScene
 from grass_jax.data.scenes import LabelledScene
 from grass_jax.data.source import TileSource, tiles_of
 from grass_jax.data.splits import Split, assign_parts

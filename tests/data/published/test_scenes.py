@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from grass_jax.data import nested_zips, published
 from grass_jax.data.labels import IGNORE
-from grass_jax.data.published import DATASETS, layout_of_published
-from grass_jax.data.published_pixels import open_published
-from grass_jax.data.published_scenes import find_published
-from grass_jax.data.published_sets import published_labelled
+from grass_jax.data.published import facts, nested_zips
+from grass_jax.data.published.facts import DATASETS, layout_of_published
+from grass_jax.data.published.pixels import open_published
+from grass_jax.data.published.scenes import find_published
+from grass_jax.data.published.sets import published_labelled
 
 pytestmark = pytest.mark.usefixtures("fewer")
 
@@ -61,7 +61,7 @@ def test_what_is_absent_is_named_and_nothing_else(made, folder, labelled, found,
 
 def test_of_many_missing_tiles_the_first_are_named(made, folder, tiles, monkeypatch):
     splits = {"train": {"": tuple(f"top_potsdam_2_{i}" for i in range(10, 20))}, "test": {"": ("top_potsdam_2_20",)}}
-    monkeypatch.setitem(published.DATASETS, "potsdam", DATASETS["potsdam"]._replace(splits=splits))
+    monkeypatch.setitem(facts.DATASETS, "potsdam", DATASETS["potsdam"]._replace(splits=splits))
     made.store(
         folder, {"2_Ortho_RGB.zip": {f"top_potsdam_2_{i}_RGB.tif": made.tif(made.image(i)) for i in (10, 12, 20)}}
     )

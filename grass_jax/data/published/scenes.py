@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from absl import logging
 
-from grass_jax.data.archives import Member, list_members
-from grass_jax.data.published import Files, Published, facts_of, instructions, layout_of_published
+from grass_jax.data.published.archives import Member, list_members
+from grass_jax.data.published.facts import Files, Published, facts_of, instructions, layout_of_published
 
 NAMED = 5  # scenes named in a message before "and N more"
 

@@ -8,14 +8,14 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from absl import logging
 
-from grass_jax.data.archives import DamagedArchiveError, Member
 from grass_jax.data.geotiff import open_raster, row_window
 from grass_jax.data.labels import IGNORE, Labels, UnknownLabelError
 from grass_jax.data.layout import Layout
 from grass_jax.data.masks import Mask, open_mask
 from grass_jax.data.pairs import LabelError, OpenedScene
 from grass_jax.data.pictures import UnusableImageError
-from grass_jax.data.published_scenes import PublishedScene
+from grass_jax.data.published.archives import DamagedArchiveError, Member
+from grass_jax.data.published.scenes import PublishedScene
 from grass_jax.data.rasters import open_scene, reason
 
 CORNERS = [0xFF0000 * (i >> 2) | 0xFF00 * (i >> 1 & 1) | 0xFF * (i & 1) for i in range(8)]  # of the cube of colours

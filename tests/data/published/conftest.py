@@ -13,10 +13,10 @@ import pytest
 import rasterio
 from PIL import Image
 
-from grass_jax.data import published
 from grass_jax.data.labels import IGNORE
-from grass_jax.data.published import DATASETS
-from grass_jax.data.published_sets import published_labelled, published_tiles
+from grass_jax.data.published import facts
+from grass_jax.data.published.facts import DATASETS
+from grass_jax.data.published.sets import published_labelled, published_tiles
 
 COLOURS = {0: (255, 255, 255), 1: (0, 0, 255), 2: (0, 255, 255), 3: (0, 255, 0), 4: (255, 255, 0), 5: (255, 0, 0)}
 TILES = {"train": ("2_10", "4_12", "6_7"), "test": ("2_13", "7_13")}
@@ -243,7 +243,7 @@ def fewer(monkeypatch):
     }
     whole = dict(DATASETS)
     for name, splits in scenes.items():
-        monkeypatch.setitem(published.DATASETS, name, DATASETS[name]._replace(splits=splits))
+        monkeypatch.setitem(facts.DATASETS, name, DATASETS[name]._replace(splits=splits))
     return whole
 
 

@@ -12,11 +12,11 @@ from PIL import Image
 from grass_jax.data.budget import read_labels
 from grass_jax.data.builders.published import BUILDERS, Potsdam
 from grass_jax.data.labels import IGNORE
-from grass_jax.data.published import DATASETS, PUBLISHED, instructions
+from grass_jax.data.published.facts import DATASETS, PUBLISHED, instructions
 from grass_jax.data.source import positions_of
 from grass_jax.data.tiles import tile_positions
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 pytestmark = pytest.mark.usefixtures("fewer")
 
 

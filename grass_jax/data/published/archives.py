@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from grass_jax.data.nested_zips import (
+from grass_jax.data.published.nested_zips import (
     DamagedArchiveError,
     copy_member,
     not_opened,

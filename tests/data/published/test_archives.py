@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from grass_jax.data import archives, nested_zips
-from grass_jax.data.archives import DamagedArchiveError, Member, list_members
+from grass_jax.data.published import archives, nested_zips
+from grass_jax.data.published.archives import DamagedArchiveError, Member, list_members
 
 IMAGES = r"(^|/)images/[^/]+\.tif$"
 
