@@ -19,7 +19,7 @@ from grass_jax.data.published.facts import DATASETS
 from grass_jax.data.splits import Split
 from grass_jax.segment import finetune
 
-REAL = Path(__file__).parents[3] / "shared" / "data" / "benchmark_tiles"
+REAL = Path(__file__).parents[4] / "shared" / "data" / "benchmark_tiles"
 pytestmark = pytest.mark.usefixtures("fewer")
 
 
