@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from grass_jax.data.builders.tiling import log_skipped
+from grass_jax.data.builders.notices import log_skipped
 from grass_jax.data.footprints import footprint_of, merge_overlapping
 from grass_jax.data.labels import IGNORE, Labels
 from grass_jax.data.layout import RGB_LAYOUT, Layout, OtherBandsError

@@ -15,8 +15,9 @@ from PIL import Image
 
 from grass_jax.bands import RGB, Bands
 from grass_jax.data.builders.image_folder import ImageFolder, folder_config
+from grass_jax.data.builders.notices import log_notes
 from grass_jax.data.builders.sample import Sample, sample_config
-from grass_jax.data.builders.tiling import kept_tiles, log_barren, log_mixed, log_nodata, log_skipped, log_untagged
+from grass_jax.data.builders.tiling import kept_tiles
 from grass_jax.data.prepare import prepare
 from grass_jax.data.tiles import tile_positions
 
@@ -190,11 +191,7 @@ def tiles_of(builder: tfds.core.DatasetBuilder, split: str, *, fresh: bool) -> T
         raise ValueError(f"{builder.data_path} is damaged: delete that folder to have it prepared again.")
     if "folder" in notes:
         if not fresh:  # a fresh one has just said so
-            log_skipped(notes["skipped"], notes["folder"])
-            log_barren(notes.get("barren", ()), notes["folder"])
-            log_nodata(notes.get("nodata", 0), notes["folder"])
-            log_mixed(notes.get("mixed", ()), notes["folder"])
-            log_untagged(notes.get("untagged", ()), notes["folder"])
+            log_notes(notes)
         _log_outdated(builder, notes)
     logging.info("Using %d tiles of %d file(s) from %s", len(positions), len(files), builder.data_path)
     names = tuple(str(file[0]) for file in files)

@@ -15,20 +15,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
-from absl import logging
 from PIL import Image
 
 from grass_jax.bands import DTYPES_IN_WORDS
+from grass_jax.data.builders.notices import log_notes, log_skipped
 from grass_jax.data.folder import ImageFile, fingerprint
 from grass_jax.data.labels import IGNORE
 from grass_jax.data.layout import RGB_LAYOUT, Layout, OtherBandsError, count_bands
 from grass_jax.data.pairs import LabelError
 from grass_jax.data.rasters import reason
-from grass_jax.data.statistics import Outlier, PixelSample
+from grass_jax.data.statistics import PixelSample
 from grass_jax.data.tiles import tile_positions
 from grass_jax.report.progress import counter
-
-NAMED = 100  # files named in the log before "and N more"
 
 
 class Layers(NamedTuple):
@@ -185,8 +183,8 @@ def cut_files(
                     dropped = nodata - before[1] == len(positions)
                     why = "nearly all of it is nodata" if dropped else "no pixel is labelled"
                     barren.append([file.name, why if len(positions) else "smaller than a tile"])
-    log_skipped(unusable, folder)
     if not used:
+        log_skipped(unusable, folder)
         raise ValueError(
             f"No image in {folder} can be used ({len(unusable)} skipped, the first because {unusable[0][1]}): "
             f"add images of at least {tile_size}x{tile_size} pixels, of {DTYPES_IN_WORDS}, "
@@ -204,23 +202,16 @@ def cut_files(
         )
     notes.update(folder=os.fspath(folder), tile_size=tile_size, stride=stride, files={"train": used}, skipped=unusable)
     notes.update(bands=sample.bands().asdict())
-    mixed, untagged = _mixed(own, layout), sample.outliers()
-    if mixed:
-        log_mixed(mixed, folder)
-        notes.update(mixed=mixed)
-    if untagged:
-        log_untagged(untagged, folder)
-        notes.update(untagged=[list(outlier) for outlier in untagged])
-    if any(noted):
-        notes.update(notes=noted)
-    if barren:
-        log_barren(barren, folder)
-        notes.update(barren=barren)
-    if nodata:
-        log_nodata(nodata, folder)
-        notes.update(nodata=nodata)
-    if not all(kept):
-        notes.update(kept=base64.b85encode(np.packbits(kept).tobytes()).decode())
+    found: dict[str, Any] = {
+        "notes": noted if any(noted) else None,
+        "barren": barren,
+        "nodata": nodata,
+        "mixed": _mixed(own, layout),
+        "untagged": [list(outlier) for outlier in sample.outliers()],
+        "kept": "" if all(kept) else base64.b85encode(np.packbits(kept).tobytes()).decode(),
+    }
+    notes.update({name: value for name, value in found.items() if value})
+    log_notes(notes)
 
 
 def _has_image(tile: dict[str, np.ndarray]) -> bool:
@@ -253,48 +244,3 @@ def kept_tiles(notes: dict[str, Any], count: int) -> np.ndarray:
         return np.ones(count, bool)
     packed = np.frombuffer(base64.b85decode(notes["kept"]), np.uint8)
     return np.unpackbits(packed, count=count).astype(bool)
-
-
-def log_skipped(skipped: Sequence[Sequence[str]], folder: str | os.PathLike) -> None:
-    """One warning that counts the skipped files and names the first ones with their reasons."""
-    if skipped:
-        logging.warning("Skipped %d image file(s) of %s:%s", len(skipped), folder, _named(skipped))
-
-
-def log_barren(barren: Sequence[Sequence[str]], folder: str | os.PathLike) -> None:
-    """One warning that counts and names the files that can be read and give no tile."""
-    if barren:
-        logging.warning("%d image file(s) of %s give no training tile:%s", len(barren), folder, _named(barren))
-
-
-def log_nodata(tiles: int, folder: str | os.PathLike) -> None:
-    """One line that counts the tiles that were left out because most of their pixels hold no image."""
-    if tiles:
-        logging.info("Left out %d tile(s) of %s, of which fewer than half of the pixels hold data.", tiles, folder)
-
-
-def log_mixed(mixed: Sequence[str], folder: str | os.PathLike) -> None:
-    """One warning that counts the files that have other bands than what is read of them."""
-    if mixed:
-        logging.warning("The images of %s are of several kinds: %s.", folder, "; ".join(mixed))
-
-
-def log_untagged(untagged: Sequence[Sequence[Any]], folder: str | os.PathLike) -> None:
-    """One warning that names the bands that seem to hold nodata without a tag, and how to tag it."""
-    if untagged:
-        bands = "".join(
-            f"\n  band {outlier.number} is {outlier.value:.9g} in {outlier.share:.0%} of its pixels and "
-            f"{outlier.low:.9g} to {outlier.high:.9g} in the others"
-            for outlier in itertools.starmap(Outlier, untagged)
-        )
-        value = Outlier(*untagged[0]).value
-        logging.warning(
-            "The images of %s seem to hold a nodata value that is not tagged as one and counts as an image; if it is "
-            "nodata, tag it with gdal_edit.py -a_nodata %.9g FILE:%s",
-            *(folder, value, bands),
-        )
-
-
-def _named(files: Sequence[Sequence[str]]) -> str:
-    more = f"\n  and {len(files) - NAMED} more" if len(files) > NAMED else ""
-    return "".join(f"\n  {name} ({why})" for name, why in files[:NAMED]) + more
