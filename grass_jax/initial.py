@@ -53,6 +53,8 @@ def follow_encoder(config: Any, workdir: Path) -> Any:
             raise ResumeError(f"{error} Or give another --workdir.") from error
         raise ConfigError(f"config.init: {error}") from error
     for key in ("name", "width"):
+        if config.model[key] != begun["model"][key]:
+            logging.info("config.model.%s is %s, that of config.init.", key, begun["model"][key])
         config.model[key] = begun["model"][key]
     taken, given = _tuples(begun["bands"]), _tuples({key: value for key, value in config.bands.items() if value})
     other = [key for key in given if given[key] != taken[key]]

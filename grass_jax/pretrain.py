@@ -98,9 +98,9 @@ def run(config: Any, workdir: str | Path) -> dict[str, Any] | None:
             config, source, init_key, batch_size=batch_size, ends=ends, workdir=workdir, encoder=encoder
         )
         logging.info(
-            "%s: %d tiles, %d steps an epoch of %d tiles, %d steps in %s, on %d %s.",
+            "%s: %d tiles, %d steps an epoch of %d tiles, %d steps in %s from %s, on %d %s.",
             *(workdir, len(source), length, batch_size, ends[-1], " and ".join(config.phases)),
-            *(mesh.size, jax.devices()[0].device_kind),
+            *(config.init or "random weights", mesh.size, jax.devices()[0].device_kind),
         )
         try:
             train(

@@ -85,6 +85,9 @@ class Encoder(NamedTuple):
     variables: dict[str, Any]
     bands: Bands
 
+    def __repr__(self) -> str:
+        return f"Encoder({type(self.module).__name__} of {len(self.bands)} bands)"  # not all of its numbers
+
     def __call__(self, images: jax.typing.ArrayLike) -> jax.Array:
         """Encodes images (n, s, s, c) as stored to features (n, h, w, d); see `bands.unit_range` for floats."""
         views = normalise(unit_range(jnp.asarray(images), self.bands), self.bands)

@@ -209,6 +209,14 @@ def common_layout(paths: Sequence[Path], numbers: Sequence[int] = ()) -> Layout:
     return most
 
 
+def is_choice(layout: Layout, paths: Sequence[Path]) -> bool:
+    """Whether bands had to be chosen for a layout: without numbers, `common_layout` of the files is another one."""
+    try:
+        return layout != common_layout(paths)
+    except ValueError:  # more bands than a network takes
+        return True
+
+
 def _readable(path: Path) -> Layout | None:
     """The layout of a file; None where it cannot be read, the reason for which is given when it is opened."""
     try:

@@ -62,7 +62,7 @@ def prepare(
 def _prepare(make: Callable[[], tfds.core.GeneratorBasedBuilder]) -> tuple[tfds.core.DatasetBuilder, bool]:
     builder = make()
     if builder.is_prepared():
-        return builder, False
+        return make(), False  # anew: its notes were read before another process may have written them, a moment ago
     home = Path(builder.data_path).parent
     home.parent.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(home.parent / f".{home.name}.lock")

@@ -43,10 +43,6 @@ def evaluate_model(config: Any, workdir: str | Path) -> dict[str, Any] | None:
     began, workdir = time.monotonic(), Path(workdir).expanduser()
     network = _network(config)
     config.data.gsd = config.data.gsd or network.gsd or 0.0
-    what = {"model": str(Path(config.model).expanduser().absolute()), "data": config.data.to_dict()}
-    old = workdir / "summary.json"
-    if old.exists() and {key: json.loads(old.read_text()).get(key) for key in what} != json.loads(json.dumps(what)):
-        raise ConfigError(f"{workdir} holds the scores of another model or data set: give another --workdir.")
     check_class_names(config.evaluate.without, network.classes)
     folder = config.data.name == "segmentation_folder"
     labelled = None if folder else open_data(config.data, numbers=network.bands.numbers)
@@ -64,6 +60,10 @@ def evaluate_model(config: Any, workdir: str | Path) -> dict[str, Any] | None:
             else "name the model's, in its order, and their ids or colours in config.data.mask_values."
         )
         raise ConfigError(f"The model knows the classes {known}, and the data's are {given}: {advice}")
+    what = {"model": str(Path(config.model).expanduser().absolute()), "data": config.data.to_dict()}
+    old = workdir / "summary.json"
+    if old.exists() and {key: json.loads(old.read_text()).get(key) for key in what} != json.loads(json.dumps(what)):
+        raise ConfigError(f"{workdir} holds the scores of another model or data set: give another --workdir.")
     scenes = labelled.test if labelled else open_all_scenes(config.data, network.bands)
     logging.info("Scoring %s on %d scenes.", config.model, len(scenes))
     settings = config.evaluate

@@ -155,3 +155,16 @@ def test_other_errors_keep_their_own_words(place, monkeypatch):
                 open_tiles("image_folder", **place)
         assert "data_dir" not in str(caught.value)
         assert not prepared(place)
+
+
+def test_what_another_process_finishes_at_the_last_moment_is_read(place, monkeypatch):
+    """It has no records when the builder is made, and has them when the builder is asked."""
+    is_prepared = tfds.core.DatasetBuilder.is_prepared
+
+    def late(builder):
+        monkeypatch.setattr(tfds.core.DatasetBuilder, "is_prepared", is_prepared)
+        open_tiles("image_folder", **place)
+        return is_prepared(builder)
+
+    monkeypatch.setattr(tfds.core.DatasetBuilder, "is_prepared", late)
+    check(place)

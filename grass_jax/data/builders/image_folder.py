@@ -11,7 +11,7 @@ import tensorflow_datasets as tfds
 
 from grass_jax.data.builders.tiling import Layers, config_name, cut_files, tile_features
 from grass_jax.data.folder import ImageFile, find_images
-from grass_jax.data.layout import Layout, check_colours, common_layout, layout_of
+from grass_jax.data.layout import Layout, check_colours, common_layout, is_choice, layout_of
 from grass_jax.data.rasters import open_scene
 from grass_jax.data.tiles import tile_positions
 
@@ -54,8 +54,10 @@ def folder_config(
     tile_positions(0, 0, tile_size, stride)  # checks the two before any work
     folder = Path(path).expanduser().resolve()
     files = find_images(folder, exclude)
-    layout = common_layout([folder / file.name for file in files], numbers)
-    name = config_name(folder, files, tile_size, stride, (exclude, tuple(numbers)) if numbers else exclude)
+    paths = [folder / file.name for file in files]
+    layout = common_layout(paths, numbers)
+    chosen = is_choice(layout, paths)  # bands that are read anyway make no other data set
+    name = config_name(folder, files, tile_size, stride, (exclude, layout.numbers) if chosen else exclude)
     return FolderConfig(name=name, path=folder, files=files, tile_size=tile_size, stride=stride, layout=layout)
 
 

@@ -22,6 +22,8 @@ def log_notes(notes: Mapping[str, Any]) -> None:
         logging.info("Left out %d tile(s) of %s, of which fewer than half of the pixels hold data.", tiles, folder)
     if mixed := notes.get("mixed"):
         logging.warning("The images of %s are of several kinds: %s.", folder, "; ".join(mixed))
+    if unread := notes.get("unread"):
+        logging.info("Bands of the images of %s that are not read: %d.", folder, unread)
     if untagged := notes.get("untagged"):
         _log_untagged(untagged, folder)
 

@@ -9,7 +9,7 @@ import tensorflow_datasets as tfds
 
 from grass_jax.data.builders.tiling import Layers, config_name, cut_files, tile_features
 from grass_jax.data.footprints import footprint_of
-from grass_jax.data.layout import Layout, check_colours, common_layout, layout_of
+from grass_jax.data.layout import Layout, check_colours, common_layout, is_choice, layout_of
 from grass_jax.data.pairs import Annotation, Pairs, label_files, open_pair
 from grass_jax.data.tiles import tile_positions
 
@@ -47,13 +47,16 @@ def segmentation_config(
     tile_positions(0, 0, tile_size, stride)  # checks the two before any work
     read = dataclasses.replace(annotation, labels=dataclasses.replace(annotation.labels, colours=()))
     files = [*pairs.files, *label_files(pairs)]
+    paths = [pairs.images / file.name for file in pairs.files]
+    layout = common_layout(paths, numbers)
+    chosen = is_choice(layout, paths)  # bands that are read anyway make no other data set
     return SegmentationConfig(
-        name=config_name(pairs.images, files, tile_size, stride, (read, tuple(numbers)) if numbers else read),
+        name=config_name(pairs.images, files, tile_size, stride, (read, layout.numbers) if chosen else read),
         pairs=pairs,
         annotation=annotation,
         tile_size=tile_size,
         stride=stride,
-        layout=common_layout([pairs.images / file.name for file in pairs.files], numbers),
+        layout=layout,
     )
 
 

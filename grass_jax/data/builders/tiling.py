@@ -114,7 +114,8 @@ def cut_files(
         notes: the builder's metadata, which gets `folder`, `tile_size`, `stride`, `files` (name, height, width),
             `skipped` (name, reason), `bands` (as measured on the tiles), and where there are any the files' `notes`,
             `barren` files (name, reason), the number of `nodata` tiles, which tiles were `kept`, what `mixed` layouts
-            the used files have, and the bands that may hold `untagged` nodata (`Outlier`).
+            the used files have, or how many bands of all are `unread`, and the bands that may hold `untagged` nodata
+            (`Outlier`).
         folder: the folder.
         files: its files.
         opened: opens a file by name once all of it has been found readable.
@@ -207,6 +208,7 @@ def cut_files(
         "barren": barren,
         "nodata": nodata,
         "mixed": _mixed(own, layout),
+        "unread": len(own) == 1 and max(0, len(next(iter(own)).numbers) - len(layout.numbers)),
         "untagged": [list(outlier) for outlier in sample.outliers()],
         "kept": "" if all(kept) else base64.b85encode(np.packbits(kept).tobytes()).decode(),
     }
