@@ -56,6 +56,15 @@ YES_OR_NO = Rule("True or False", lambda v: isinstance(v, bool))
 POSITIVE = number("above 0", lambda v: v > 0)
 NOT_NEGATIVE = number("of at least 0", lambda v: v >= 0)
 BELOW_ONE = number("of at least 0 and below 1", lambda v: 0 <= v < 1)
+SEQUENCE = Rule("a list", lambda v: isinstance(v, tuple | list))
+NAMES = Rule("a list of names", lambda v: isinstance(v, tuple | list) and all(isinstance(name, str) for name in v))
+NUMBERS = Rule(
+    "a list of numbers", lambda v: isinstance(v, tuple | list) and all(number("", lambda _: True).holds(x) for x in v)
+)
+WEIGHTS = Rule(
+    "a list of numbers above 0",
+    lambda v: isinstance(v, tuple | list) and all(POSITIVE.holds(x) for x in v),
+)
 
 
 class Schema(NamedTuple):

@@ -9,10 +9,14 @@ from grass_jax.augment.views import RULES as AUGMENTATION_RULES
 from grass_jax.bands import DTYPES, MAX_BANDS
 from grass_jax.config import (
     BELOW_ONE,
+    NAMES,
     NOT_NEGATIVE,
+    NUMBERS,
     PATTERN,
     POSITIVE,
+    SEQUENCE,
     TEXT,
+    WEIGHTS,
     YES_OR_NO,
     ConfigError,
     Rule,
@@ -24,17 +28,9 @@ from grass_jax.config import (
     whole,
 )
 from grass_jax.data.published.facts import PUBLISHED
+from grass_jax.data_rules import LABELLED, check_archives, check_labelled, class_count
 
 SHARED = {"task": TEXT, "name": TEXT, "preset": TEXT, "compilation_cache": TEXT}
-SEQUENCE = Rule("a list", lambda v: isinstance(v, tuple | list))
-NAMES = Rule("a list of names", lambda v: isinstance(v, tuple | list) and all(isinstance(name, str) for name in v))
-NUMBERS = Rule(
-    "a list of numbers", lambda v: isinstance(v, tuple | list) and all(number("", lambda _: True).holds(x) for x in v)
-)
-WEIGHTS = Rule(
-    "a list of numbers above 0",
-    lambda v: isinstance(v, tuple | list) and all(POSITIVE.holds(x) for x in v),
-)
 BANDS = Rule(
     f"a list of up to {MAX_BANDS} different numbers of bands, from 1",
     lambda v: SEQUENCE.holds(v) and all(map(whole(1).holds, v)) and len(set(v)) == len(v) <= MAX_BANDS,
@@ -74,33 +70,6 @@ TRAINING = {
     **{f"bands.{name}": NUMBERS for name in ("low", "high", "mean", "std")},
 }
 
-# a labelled data set: images, masks, classes, and what is trained and tested on
-LABELLED = {
-    "name": one_of("sample", "segmentation_folder", *PUBLISHED),
-    "path": TEXT,
-    "images": TEXT,
-    "masks": TEXT,
-    "attribute": TEXT,
-    "radius": whole(0),
-    "classes": NAMES,
-    "mask_values": SEQUENCE,
-    "ignore": SEQUENCE,
-    "colours": NAMES,
-    "background": TEXT,
-    "split": one_of("file", "group", "block"),
-    "group": PATTERN,
-    "group_tables": NAMES,
-    "test": PATTERN,
-    "validation": PATTERN,
-    "block": whole(0),
-    "guard": whole(0),
-    "split_seed": whole(0),
-    "ignored": SEQUENCE,
-    "gsd": NOT_NEGATIVE,
-    "tile_size": whole(32),
-    "stride": whole(0, " (0: the tile size)"),
-    "data_dir": TEXT,
-}
 BUDGET = {"labels": TEXT, "labels_seed": whole(0)}
 # windows over whole scenes, blended
 SLIDING = {
@@ -118,44 +87,6 @@ def section(name: str, rules: Mapping[str, Rule]) -> dict[str, Rule]:
     return {f"{name}.{key}": rule for key, rule in rules.items()}
 
 
-def _check_archives(values: dict[str, Any], where: str) -> None:
-    path = values[f"{where}.path"]
-    if not Path(path or "?").expanduser().is_dir():
-        raise ConfigError(
-            f"config.{where}.path must be the folder of the archives of {values[f'{where}.name']}, or of what they "
-            f"hold, given with --config.{where}.path=FOLDER, not {path!r}."
-        )
-
-
-def _check_labelled(values: dict[str, Any], where: str) -> None:
-    path, name = values[f"{where}.path"], values[f"{where}.name"]
-    if name == "sample" and path:
-        raise ConfigError(
-            f"config.{where}.path is given but config.{where}.name is 'sample': choose a preset for folders, or leave "
-            "the path out."
-        )
-    if name in PUBLISHED:
-        _check_archives(values, where)
-        if values[f"{where}.classes"]:
-            raise ConfigError(f"config.{where}.classes of {name} are its own: leave it empty.")
-        if values[f"{where}.masks"] not in ("full", "eroded"):
-            raise ConfigError(
-                f"config.{where}.masks of {name} must be 'full' or 'eroded', not {values[f'{where}.masks']!r}."
-            )
-    if name == "segmentation_folder":
-        if not Path(path or "?").expanduser().is_dir():
-            raise ConfigError(
-                f"config.{where}.path must be the folder of the labelled images, given with "
-                f"--config.{where}.path=FOLDER, not {path!r}."
-            )
-        if len(values[f"{where}.classes"]) < 2:
-            raise ConfigError(
-                f"config.{where}.classes must name two classes or more, not {len(values[where + '.classes'])}."
-            )
-    if values[f"{where}.split"] == "block" and values[f"{where}.block"] < values[f"{where}.tile_size"]:
-        raise ConfigError(f"config.{where}.block must be at least the tile size, {values[f'{where}.tile_size']}.")
-
-
 def _check_pretraining(values: dict[str, Any]) -> None:
     if values["data.name"] == "sample" and values["data.path"]:
         raise ConfigError(
@@ -163,7 +94,7 @@ def _check_pretraining(values: dict[str, Any]) -> None:
             "the path out."
         )
     if values["data.name"] in PUBLISHED:
-        _check_archives(values, "data")
+        check_archives(values, "data")
         if values["data.split"] != "train":
             raise ConfigError("config.data.split must be 'train': pretraining must not see the test part.")
         if values["data.exclude"]:
@@ -186,7 +117,7 @@ def _check_pretraining(values: dict[str, Any]) -> None:
             "The guidance map would be 1x1: raise config.augment.size or lower config.model.output_stride."
         )
     if values["probe.every_epochs"]:
-        _check_labelled(values, "probe.data")
+        check_labelled(values, "probe.data")
 
 
 PRETRAINING = Schema(
@@ -226,12 +157,12 @@ PRETRAINING = Schema(
 
 
 def _check_segmentation(values: dict[str, Any]) -> None:
-    _check_labelled(values, "data")
-    weights = values["loss.class_weights"]
-    if weights and values["data.name"] == "segmentation_folder" and len(weights) != len(values["data.classes"]):
+    check_labelled(values, "data")
+    weights, classes = values["loss.class_weights"], class_count(values, "data")
+    if weights and len(weights) != classes:
         raise ConfigError(
-            f"config.loss.class_weights must hold a number for each of the {len(values['data.classes'])} classes, or "
-            f"none, not {len(weights)}."
+            f"config.loss.class_weights must hold a number for each of the {classes} classes, or none, not "
+            f"{len(weights)}."
         )
 
 
@@ -270,7 +201,7 @@ EVALUATION = Schema(
         **section("evaluate", SCORING),
     },
     phase_rules={},
-    together=lambda values: _check_labelled(values, "data"),
+    together=lambda values: check_labelled(values, "data"),
 )
 
 PREDICTION = Schema(

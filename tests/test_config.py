@@ -372,6 +372,14 @@ def test_class_weights_are_as_many_as_the_classes(tmp_path):
     config.loss.class_weights = (1.0, 2.0)
     with pytest.raises(ConfigError, match=r"a number for each of the 3 classes, or none, not 2"):
         check(config)
+    for preset, classes in (("potsdam", 6), ("loveda_urban", 7), ("sample", 6)):
+        config = segment.get_config(preset)
+        config.data.path = "" if preset == "sample" else str(tmp_path)
+        config.loss.class_weights = (1.0,) * classes
+        check(config)
+        config.loss.class_weights = (1.0,) * (classes - 1)
+        with pytest.raises(ConfigError, match=f"each of the {classes} classes, or none, not {classes - 1}"):
+            check(config)
 
 
 def test_a_probe_that_is_on_needs_its_data(tmp_path):

@@ -273,5 +273,5 @@ def _named_errors(labels: Path) -> Iterator[None]:
         raise LabelError(str(error)) from error
     except UnusableImageError as error:
         raise UnusableImageError(f"its mask {labels.name} cannot be used: {error}") from error
-    except Exception as error:
+    except Exception as error:  # decoders answer a broken file with anything
         raise UnusableImageError(f"its mask {labels.name} is broken: {error}") from error

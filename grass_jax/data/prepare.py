@@ -52,7 +52,7 @@ def prepare(
     with _quiet():
         try:
             return _prepare(make)
-        except Exception as error:
+        except Exception as error:  # a full disk is a RuntimeError of array_record
             sentence = _about_disk(error, place)
             if sentence is None:
                 raise

@@ -79,7 +79,7 @@ class TileSource:
         try:
             record = self.records[int(index if self.rows is None else self.rows[index])]
             return {name: _decoded(record[name]) for name in ("image", "mask") if name in record}
-        except Exception as error:
+        except Exception as error:  # a damaged record ends in any error of its reader or decoder
             file, y, x = self.positions[index]
             raise RuntimeError(
                 f"Tile {index} ({self.files[file]}, y={y}, x={x}) of {self.name} cannot be read ({error}): "
@@ -183,6 +183,7 @@ def tiles_of(builder: tfds.core.DatasetBuilder, split: str, *, fresh: bool) -> T
     notes: dict[str, Any] = dict(builder.info.metadata or {})
     if split not in notes["files"]:
         raise ValueError(f"The data set {builder.name} has no split {split!r}: use {' or '.join(notes['files'])}.")
+    notes |= notes.get("of_split", {}).get(split, {})  # which tiles were kept, where the splits are cut one by one
     records = builder.as_data_source(split=split, decoders=_undecoded(builder))  # pyright: ignore[reportCallIssue]
     files = notes["files"][split]
     positions = positions_of(files, notes["tile_size"], notes["stride"])

@@ -100,8 +100,8 @@ def open_torch(path: Path) -> Iterator[Weights]:
                     yield _weights(path, _open_zip(path, archive))
             else:
                 yield _weights(path, _open_row(path, file))
-    # RuntimeError: encrypted; UnicodeError: of the names in the archive
-    except (zipfile.BadZipFile, EOFError, RuntimeError, NotImplementedError, UnicodeError) as error:
+    # RuntimeError: encrypted, or compressed in an unknown way; UnicodeError: of the names in the archive
+    except (zipfile.BadZipFile, EOFError, RuntimeError, UnicodeError) as error:
         raise ValueError(f"{path} is damaged ({printable(str(error)) or 'it is cut'}): {AGAIN}.") from None
 
 

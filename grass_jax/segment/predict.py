@@ -170,7 +170,7 @@ def predict_files(
                     current.write(strip.y0, strip.x0, strip.logits)
                 except (MemoryError, ValueError):  # a full disk, other classes: so it would go on
                     raise
-                except Exception as error:
+                except Exception as error:  # decoders answer a broken file with anything
                     broken(strip.scene, error)
                     continue
                 line.update(strip.logits.shape[0] * strip.logits.shape[1])

@@ -83,8 +83,13 @@ def archive(path, pickled, storages=(), *, root="archive", compression=zipfile.Z
 
 def tensor(shape, stride, *, offset=0, count=4, kind="Float", key="0"):
     """Opcodes of one tensor, as PyTorch has them."""
-    whole = lambda n: b"J" + struct.pack("<i", n)  # noqa: E731
-    text = lambda t: b"X" + struct.pack("<I", len(t)) + t.encode()  # noqa: E731
+
+    def whole(n):
+        return b"J" + struct.pack("<i", n)
+
+    def text(t):
+        return b"X" + struct.pack("<I", len(t)) + t.encode()
+
     storage = b"(" + text("storage") + f"ctorch\n{kind}Storage\n".encode() + text(key) + text("cpu") + whole(count)
     sizes = b"".join(b"(" + b"".join(map(whole, numbers)) + b"t" for numbers in (shape, stride))
     return b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + b"tQ" + whole(offset) + sizes + b"\x89NtR"

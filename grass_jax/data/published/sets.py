@@ -136,7 +136,4 @@ def _prepared(
     tile_size = 256 if tile_size is None else tile_size
     config = published_config(name, folder, tile_size=tile_size, **wanted, scratch=scratch)
     builder, fresh = prepare(BUILDERS[name], config, None if data_dir is None else os.fspath(data_dir))
-    notes = builder.info.metadata
-    assert notes is not None
-    notes.update(notes["of_split"].get(split, {}))  # which tiles were kept, for `tiles_of`
     return tiles_of(builder, split, fresh=fresh), config, scratch
