@@ -1,8 +1,18 @@
 """What torchvision's files hold, written down by hand, and weights that keep a deep network's numbers in range."""
 
+import json
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+
+from configs import export as export_config
+from grass_jax.bands import RGB
+from grass_jax.checkpoint import Checkpoints
+from grass_jax.interop import export
+from grass_jax.models import build_encoder, build_segmenter
+from grass_jax.state import TrainState, variable_shapes
 
 
 @pytest.fixture(scope="session")
@@ -75,3 +85,66 @@ def random_variables():
         return jax.tree_util.tree_map_with_path(one, shapes)
 
     return draw
+
+
+HEAD = {"name": "deeplabv3plus", "channels": 8, "dropout": 0.1}
+CLASSES = ["grass", "stone", "water"]
+
+
+@pytest.fixture
+def make_run(tmp_path, random_variables):
+    """Writes the folder of a run as training leaves it: config.json, summary.json and a checkpoint."""
+
+    def make(task="pretrain", *, name="resnet18", width=8, stride=32, bands=RGB, head=HEAD, steps=(4,), summary=True):
+        model = {"name": name, "width": width, "output_stride": stride, "dtype": "float32"}
+        config = {
+            "task": task,
+            "bands": bands.asdict(),
+            "model": model,
+            "data": {"name": "image_folder", "path": "/home/somebody/secret/potsdam", "tile_size": 256, "gsd": 0.0},
+            "augment": {"size": 224, "area": (0.08, 1.0), "hue": 0.1},
+            "optimizer": {"name": "larc", "momentum": 0.9},
+            "batch_size": 8,
+            "init": "/home/somebody/secret/first",
+            "init_step": 7,
+            "log": {"every": 10},
+        }
+        if task == "pretrain":
+            config |= {"phases": ("warmup", "gs"), "warmup": {"step": "warmup_step", "epochs": 1}}
+            config |= {"gs": {"step": "gs_step", "epochs": 1}}
+            network, numbers = build_encoder(**model), {"steps": 4, "phases": {"warmup": {"ends": {"loss": 3.25}}}}
+        else:
+            config |= {"phases": ("finetune",), "finetune": {"steps": 4}, "head": head}
+            network = build_segmenter(model, head, len(CLASSES))
+            numbers = {"chosen_step": steps[-1], "test": {"miou": 0.625, "iou": {"grass": 0.5}, "absent": []}}
+        variables = random_variables(variable_shapes(network, len(bands)))
+        params, stats = variables["params"], variables["batch_stats"]
+        if task == "pretrain":
+            params, stats = {"encoder": params, "head": {"bias": np.ones(3, np.float32)}}, {"encoder": stats}
+        workdir = tmp_path / "run"
+        with Checkpoints(workdir, keep=9) as checkpoints:
+            for step in steps:
+                state = TrainState(np.int32(step), jax.tree.map(lambda a, n=step: a * n / 4, params), stats, (), ())
+                checkpoints.save(step, jax.tree.map(jnp.asarray, state))
+        record = {"config": config, "data": {"tiles": 16, "batch_size": 8}}
+        record |= {"environment": {"versions": {"jax": "0.10.1", "grain": None}}}
+        if task == "segment":
+            record["labels"] = {"classes": CLASSES, "colours": [[0, 0, 0]] * 3}
+        (workdir / "config.json").write_text(json.dumps(record))
+        if summary:
+            (workdir / "summary.json").write_text(json.dumps(numbers))
+        return workdir, variables
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def run():
+    """Exports a run: `run(workdir, output, **changes)`."""
+
+    def export_run(workdir, output, **changes):
+        config = export_config.get_config()
+        config.update({"model": str(workdir), "output": str(output), **changes})
+        return export.run(config, workdir.parent / "exported")
+
+    return export_run
