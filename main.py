@@ -9,6 +9,7 @@ from ml_collections import config_flags
 
 from grass_jax import pretrain, schemas, sharding
 from grass_jax.checkpoint import ResumeError
+from grass_jax.comparison import run as compare
 from grass_jax.config import ConfigError
 from grass_jax.interop import export
 from grass_jax.report.terminal import show_plain_messages
@@ -26,6 +27,7 @@ TASKS = {
     "evaluate": apply.evaluate_model,
     "predict": apply.predict_images,
     "export": export.run,
+    "compare": compare.run,
 }
 
 

@@ -19,14 +19,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from grass_jax.augment import Augmentation, two_views
+from grass_jax.guidance import GuidanceSettings, guide
 from grass_jax.methods.simclr import simclr
 from grass_jax.models import ENCODERS, build_encoder
-from grass_jax.models.heads import ProjectionHead
 from grass_jax.optim import decay_mask, larc
 from grass_jax.sampling import crop_boxes, salient_boxes
 from grass_jax.sharding import each_device_alone, global_batch, make_mesh, replicated
 from grass_jax.state import create_state
-from grass_jax.steps import GuidanceSettings, compile_step, gs_step, guide, update, warmup_step
+from grass_jax.steps import compile_step, gs_step, update, warmup_step
 
 BOX_MAPS, BOX_SIZE = 512, 224  # the size at which the original's host loop takes 1.07 s on 2 cores
 
@@ -68,7 +68,7 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
     encoder = build_encoder(
         options.model, width=options.width, output_stride=options.output_stride, dtype=options.dtype
     )
-    method = simclr(encoder, ProjectionHead(dtype=encoder.dtype), temperature=0.5)
+    method = simclr(encoder, temperature=0.5)
     optimizer = larc(0.1, decay_mask=decay_mask)
     augmentation = Augmentation(size=options.size)
 

@@ -33,6 +33,7 @@ def full_size() -> ConfigDict:
             "preset": "",
             "seed": 0,
             **labelled.start(),
+            "branch": "",  # workdir of a run whose phases are the first of this one's: goes on from where it ended
             "batch_size": 256,  # tiles over all devices; two views of each
             "data": {
                 "name": "image_folder",
@@ -67,10 +68,21 @@ def full_size() -> ConfigDict:
                 "dtype": "bfloat16",
                 "init": "torchvision",
             },
-            "head": {"hidden": 0, "embedding": 128, "relu": True},  # SimCLR's; the original's ReLU is off by accident
-            "temperature": 0.5,  # the original's
-            # a map without a positive value: the whole view. The original's division turns such a map upside down
-            "guidance": {"threshold": 0.5, "sign": "fallback"},
+            # SimCLR's head, and the original's temperature; the original's ReLU is off by accident
+            "method": {"name": "simclr", "hidden": 0, "embedding": 128, "relu": True, "temperature": 0.5},
+            "guidance": {
+                "threshold": 0.5,
+                # a map without a positive value: the whole view. The original's division turns such a map upside down
+                "sign": "fallback",
+                # controls and ablations, see grass_jax/guidance.py
+                "boxes": "guided",  # or random: of the same sizes, anywhere in the view
+                "source": "gradient",  # or activation, without the gradient; pixels, the gradient at the input
+                "encoder": "trained",  # or random
+                "stage": 4,  # of the encoder at whose features the map is taken
+                "negate": False,
+                "views": "both",  # or first: the second view of a tile stays whole
+                "size": 0,  # view pixels to which views are shrunk for the guidance; 0: not
+            },
             "optimizer": {
                 "name": "larc",  # or sgd, adamw (momentum is its b1)
                 "momentum": 0.9,
@@ -88,8 +100,8 @@ def full_size() -> ConfigDict:
             },
             "phases": ("warmup", "gs"),
             # 350 epochs in all are the original's; it does not say how long its warm-up was: the share is our choice
-            "warmup": {"step": "warmup_step", "epochs": 100},
-            "gs": {"step": "gs_step", "epochs": 250},
+            "warmup": {"step": "warmup_step", "epochs": 100.0},
+            "gs": {"step": "gs_step", "epochs": 250.0},
             # a linear head on the frozen features, fitted and scored every so many epochs on a labelled data set, and
             # the purity of the guided boxes on its training tiles at the end of each phase
             "probe": {
@@ -115,7 +127,7 @@ def full_size() -> ConfigDict:
 SMALL = {
     "batch_size": 64,
     "augment": {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1, "blur_sigma": (0.1, 1.0)},
-    "temperature": 0.2,
+    "method": {"temperature": 0.2},
     "model": {"name": "resnet18", "width": 32, "output_stride": 16, "dtype": "float32"},
     "optimizer": {"name": "adamw", "weight_decay": 1e-4},
     "schedule": {"peak": 1e-3, "warmup": 0.1},
@@ -175,7 +187,7 @@ PRESETS = {
     "reference": {
         "model": {"dtype": "float32", "init": "original"},
         "bands": {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)},
-        "head": {"relu": False},
+        "method": {"relu": False},
         "guidance": {"sign": "flip"},
         "schedule": {"name": "original"},
         "phases": ("gs",),

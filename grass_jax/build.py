@@ -7,16 +7,14 @@ import numpy as np
 import optax
 
 from grass_jax.methods import Method
-from grass_jax.methods.simclr import simclr
+from grass_jax.methods.registry import make_method
 from grass_jax.models import build_encoder
-from grass_jax.models.heads import ProjectionHead
 from grass_jax.optim import decay_mask, larc, original_schedule, warmup_cosine, warmup_poly
 
 
-def build_method(config: Any) -> Method:
-    """Makes encoder, head and loss of a config."""
-    encoder = build_encoder(**config.model)
-    return simclr(encoder, ProjectionHead(**config.head, dtype=encoder.dtype), temperature=config.temperature)
+def build_method(config: Any, total_steps: int) -> Method:
+    """Makes encoder, heads and loss of a config; `total_steps` is the length of the run."""
+    return make_method(build_encoder(**config.model), config.method, total_steps=total_steps)
 
 
 def build_schedule(config: Any, ends: list[int]) -> optax.Schedule:

@@ -184,6 +184,47 @@ FREE_KEYS = (
 )
 
 
+def refuse_other_trunk(trunk: str | Path, config: dict[str, Any], data: dict[str, Any], *, steps_per_epoch: int) -> int:
+    """Compares the configuration of a run that branches off with that of the run which it goes on from.
+
+    Args:
+        trunk: folder of the run to go on from; it has ended.
+        config: the resolved configuration, as nested dicts: what comes after the trunk's phases may be new, and the
+            guidance where none of them used it.
+        data: as for `refuse_other_run`.
+        steps_per_epoch: full batches in the data.
+
+    Returns:
+        The step at which the trunk ended.
+
+    Raises:
+        ResumeError: it is no such run, or it is another one than this run would have begun with.
+    """
+    try:
+        old, kept = run_config(trunk, task="pretrain"), kept_steps(trunk)
+    except FileNotFoundError as error:
+        raise ResumeError(f"config.branch: {error}") from error
+    begun = json.loads((Path(trunk).expanduser() / "config.json").read_text())["data"]
+    phases, wanted = list(old["phases"]), list(config["phases"])
+    if wanted[: len(phases)] != phases or wanted == phases:
+        raise ResumeError(
+            f"config.branch is {trunk}, whose phases are {', '.join(phases)}: config.phases must be these and more."
+        )
+    end = sum(phase_length(old[name], steps_per_epoch) for name in phases)
+    guided = any(old[name]["step"] == "gs_step" for name in phases)
+    free = (*FREE_KEYS, "phases", "branch", *(f"{name}." for name in wanted[len(phases) :]))
+    free += () if guided else ("guidance.",)
+    free += ("schedule.restart",) if len(phases) == 1 else ()  # to one phase both values are the same
+    refused = [key for key in differing(old, config) if not key.startswith(free)]
+    if differing(begun, data):
+        refused.append("data")
+    if refused:
+        raise ResumeError(f"config.branch is {trunk}, a run with other settings ({', '.join(refused)}): give the same.")
+    if end not in kept:
+        raise ResumeError(f"config.branch is {trunk}, which has not reached its step {end}: let it end first.")
+    return end
+
+
 def refuse_other_run(
     workdir: str | Path, config: dict[str, Any], data: dict[str, Any], *, steps_per_epoch: int, done: int
 ) -> None:

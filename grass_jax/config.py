@@ -86,7 +86,7 @@ UNITS = ("epochs", "steps")  # in which a phase says its length
 
 def phase_length(section: Mapping[str, Any] | Any, steps_per_epoch: int) -> int:
     """Length in steps of a phase whose section says it in epochs or in steps."""
-    return section["steps"] if "steps" in section else section["epochs"] * steps_per_epoch
+    return section["steps"] if "steps" in section else max(1, round(section["epochs"] * steps_per_epoch))
 
 
 def check_against(config: Mapping[str, Any] | Any, schema: Schema) -> None:

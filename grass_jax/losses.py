@@ -14,7 +14,7 @@ def normalised(embeddings: jax.Array) -> jax.Array:
     return embeddings * jax.lax.rsqrt(jnp.maximum(square, 1e-24))
 
 
-def info_nce(embeddings: jax.Array, *, temperature: float) -> jax.Array:
+def info_nce(embeddings: jax.Array, *, temperature: float, valid: jax.Array | None = None) -> jax.Array:
     """InfoNCE over a batch of view pairs (NT-Xent of SimCLR, arXiv 2002.05709 equation 1).
 
     The positive of a view is the other view of its tile, the negatives are all views of all other tiles. Per view the
@@ -24,9 +24,10 @@ def info_nce(embeddings: jax.Array, *, temperature: float) -> jax.Array:
     Args:
         embeddings: unnormalised, (b, 2, e).
         temperature: T, above 0.
+        valid: pairs that take part, as positives and as negatives of others, (b,) bool; None takes all.
 
     Returns:
-        The mean over the 2 b views, a scalar in at least float32.
+        The mean over the 2 b views, a scalar in at least float32; 0 where no pair takes part, or only one.
 
     Raises:
         ValueError: the shape is not (b, 2, e) with b of at least 2.
@@ -37,10 +38,54 @@ def info_nce(embeddings: jax.Array, *, temperature: float) -> jax.Array:
     b = z.shape[0]
     similarity = jnp.einsum("kve,lwe->kvlw", z, z, precision="highest")
     positive = jnp.sum(z[:, 0] * z[:, 1], axis=-1)
-    same_tile = jnp.eye(b, dtype=bool)[:, None, :, None]
+    left_out = jnp.eye(b, dtype=bool)[:, None, :, None]
+    if valid is not None:
+        left_out |= ~valid[:, None, None, None] | ~valid[:, None]
     difference = (similarity - positive[:, None, None, None]) / temperature
-    negatives = jax.nn.logsumexp(jnp.where(same_tile, -jnp.inf, difference), axis=(2, 3))
-    return jax.nn.softplus(negatives).mean()
+    negatives = jax.nn.logsumexp(jnp.where(left_out, -jnp.inf, difference), axis=(2, 3))
+    losses = jax.nn.softplus(negatives)  # 0 without negatives
+    return losses.mean() if valid is None else losses.sum() / (2 * jnp.maximum(valid.sum(), 1))
+
+
+def queue_info_nce(queries: jax.Array, keys: jax.Array, queue: jax.Array, *, temperature: float) -> jax.Array:
+    """InfoNCE of each query with one positive key against a queue of negatives (MoCo, arXiv 1911.05722 equation 1).
+
+    Per query the loss is log(1 + sum over the queue of exp((q n - q k) / T)), in the form that `info_nce` explains. No
+    gradient enters keys and queue.
+
+    Args:
+        queries: unnormalised, (..., e).
+        keys: the positive of every query, unnormalised, (..., e).
+        queue: the negatives, of unit length, (n, e).
+        temperature: T, above 0.
+
+    Returns:
+        The mean over all queries, a scalar in at least float32.
+    """
+    q, k = normalised(queries), normalised(jax.lax.stop_gradient(keys))
+    similarity = jnp.einsum("...e,ne->...n", q, jax.lax.stop_gradient(queue), precision="highest")
+    positive = jnp.sum(q * k, axis=-1, keepdims=True)
+    return jax.nn.softplus(jax.nn.logsumexp((similarity - positive) / temperature, axis=-1)).mean()
+
+
+def crossed_cosine(predictions: jax.Array, targets: jax.Array) -> jax.Array:
+    """Mean cosine between what one view predicts and what the other view of its tile is.
+
+    Args:
+        predictions: unnormalised, (b, 2, e).
+        targets: unnormalised, (b, 2, e); no gradient enters them.
+
+    Returns:
+        The mean over the 2 b views, a scalar in at least float32.
+    """
+    others = jax.lax.stop_gradient(normalised(targets))[:, ::-1]
+    return jnp.sum(normalised(predictions) * others, axis=-1).mean()
+
+
+def diagonal_and_rest(matrices: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Takes square matrices (..., e, e) apart: their diagonals (..., e), and the matrices with zeros there."""
+    on = jnp.eye(matrices.shape[-1], dtype=bool)  # masks instead of a gather, which is slow on TPU
+    return jnp.sum(jnp.where(on, matrices, 0), axis=-1), jnp.where(on, 0, matrices)
 
 
 def collapse_signals(embeddings: jax.Array) -> dict[str, jax.Array]:

@@ -11,15 +11,16 @@ import numpy as np
 from absl import logging
 
 from grass_jax import sharding, steps
-from grass_jax.augment import Augmentation, two_views
+from grass_jax.augment import Augmentation, Geometry, two_views
 from grass_jax.bands import Bands, denormalise
 from grass_jax.build import build_method, build_optimizer, build_schedule
-from grass_jax.checkpoint import Checkpoints, refuse_other_run
-from grass_jax.config import ConfigError
+from grass_jax.checkpoint import Checkpoints, kept_steps, refuse_other_run, refuse_other_trunk
+from grass_jax.config import ConfigError, phase_length
 from grass_jax.data.loader import check_batch_size, fitting_batch_size, process_batches, steps_per_epoch
 from grass_jax.data.published.facts import PUBLISHED
 from grass_jax.data.published.sets import published_tiles
 from grass_jax.data.source import TileSource, open_tiles
+from grass_jax.guidance import GuidanceSettings, guide
 from grass_jax.initial import follow_encoder, initial_encoder, settle_bands
 from grass_jax.methods import Method
 from grass_jax.models.original_init import original_init
@@ -31,7 +32,6 @@ from grass_jax.sampling import crop_boxes
 from grass_jax.schemas import check
 from grass_jax.segment.watch import unwatched, watch_afterwards, watched, watching_hooks
 from grass_jax.state import TrainState, create_state
-from grass_jax.steps import GuidanceSettings, guide
 from grass_jax.train import DivergedError, Hook, Phase, Task, phases_of, train
 
 FIGURE_BATCH = 64  # tiles whose contrastive loss guides the pictures; a few of them are drawn
@@ -57,12 +57,14 @@ def run(config: Any, workdir: str | Path) -> dict[str, Any] | None:
     check_batch_size(config.batch_size, devices=jax.device_count())
     workdir, first = Path(workdir).expanduser(), jax.process_index() == 0
     config = follow_encoder(config, workdir)
+    if config.branch:
+        config.branch = str(Path(config.branch).expanduser().absolute())
     source = open_source(config.data, config.bands.numbers)
     settle_bands(config, source.bands)
     mesh = sharding.make_mesh()
     batch_size = fitting_batch_size(config.batch_size, tiles=len(source), devices=mesh.size)
     length = steps_per_epoch(source, batch_size)
-    ends = np.cumsum([config[name].epochs * length for name in config.phases]).tolist()
+    ends = np.cumsum([phase_length(config[name], length) for name in config.phases]).tolist()
     last_steps = dict(zip(config.phases, ends, strict=True))
     start = "initial encoder" if config.init else "random encoder"
     init_key, run_key = jax.random.split(jax.random.key(config.seed))
@@ -71,11 +73,17 @@ def run(config: Any, workdir: str | Path) -> dict[str, Any] | None:
         done = checkpoints.latest or 0
         plain = config.to_dict()
         refuse_other_run(workdir, plain, data, steps_per_epoch=length, done=done)
+        trunk = 0
+        if config.branch and done:  # its first checkpoint is the trunk's last one, kept for good: the trunk may be gone
+            trunk = kept_steps(workdir)[0]
+        elif config.branch:
+            trunk = refuse_other_trunk(config.branch, plain, data, steps_per_epoch=length)
         if done >= ends[-1]:
             logging.info(
                 "%s: this run has ended after %d steps; more epochs or another --workdir go on.", workdir, done
             )
-            late = config.probe.every_epochs and unwatched(workdir, last_steps)
+            own_steps = {name: step for name, step in last_steps.items() if step > trunk}
+            late = config.probe.every_epochs and unwatched(workdir, own_steps if trunk else {"random": 0} | own_steps)
             if late:  # the probe has been switched on since
                 logging.info(
                     "The probe is new here: measuring %s.", ", ".join(f"{n} (step {s})" for n, s in late.items())
@@ -100,8 +108,13 @@ def run(config: Any, workdir: str | Path) -> dict[str, Any] | None:
         logging.info(
             "%s: %d tiles, %d steps an epoch of %d tiles, %d steps in %s from %s, on %d %s.",
             *(workdir, len(source), length, batch_size, ends[-1], " and ".join(config.phases)),
-            *(config.init or "random weights", mesh.size, jax.devices()[0].device_kind),
+            *(config.branch or config.init or "random weights", mesh.size, jax.devices()[0].device_kind),
         )
+        if trunk and not done:
+            shapes = jax.eval_shape(task.init)
+            with Checkpoints(config.branch) as before:
+                checkpoints.save(trunk, before.restore(shapes, sharding.replicated(mesh), trunk))
+            checkpoints.wait()
         try:
             train(
                 task,
@@ -173,12 +186,12 @@ def pretraining_task(
         The task.
     """
     augmentation = Augmentation(**config.augment, bands=Bands(**config.bands.to_dict()))
-    method, schedule = build_method(config), build_schedule(config, ends)
+    method, schedule = build_method(config, ends[-1]), build_schedule(config, ends)
     optimizer = build_optimizer(config, schedule)
     hp = GuidanceSettings(**config.guidance)
 
-    def augment(key: jax.Array, batch: dict[str, jax.Array]) -> jax.Array:
-        return two_views(key, batch["image"], augmentation)
+    def augment(key: jax.Array, batch: dict[str, jax.Array]) -> tuple[jax.Array, Geometry]:
+        return two_views(key, batch["image"], augmentation, geometry=True)
 
     shared = {"method": method, "optimizer": optimizer, "augment": augment}
     step_functions = {
@@ -251,8 +264,11 @@ def guidance_pictures(
 
     @jax.jit
     def explain(state: TrainState, images: jax.Array) -> tuple[jax.Array, ...]:
-        views = augment(jax.random.key(config.seed), {"image": images})
-        guidance, _ = guide(state, views, method=method, hp=hp)
+        key = jax.random.key(config.seed)
+        views, geometry = augment(key, {"image": images})
+        guidance, _ = guide(
+            state, views, method=method, hp=hp, geometry=geometry, key=jax.random.fold_in(key, steps.PLACING)
+        )
         guided = crop_boxes(views, guidance.boxes)
         first = (views, guided)
         shown = [denormalise(images[:drawn, 0], augmentation.bands) for images in first]

@@ -29,6 +29,9 @@ from grass_jax.config import (
 )
 from grass_jax.data.published.facts import PUBLISHED
 from grass_jax.data_rules import LABELLED, check_archives, check_labelled, class_count
+from grass_jax.guidance import CHOICES, LAST_STAGE
+from grass_jax.methods.registry import NAMES as METHODS
+from grass_jax.methods.registry import rules_of
 
 SHARED = {"task": TEXT, "name": TEXT, "preset": TEXT, "compilation_cache": TEXT}
 BANDS = Rule(
@@ -112,9 +115,21 @@ def _check_pretraining(values: dict[str, Any]) -> None:
             "give its folder images."
         )
     guided = any(values[f"{name}.step"] == "gs_step" for name in values["phases"])
-    if guided and values["augment.size"] < 2 * values["model.output_stride"]:
+    stride = min(values["model.output_stride"], 2 ** (values["guidance.stage"] + 1))
+    if guided and (values["guidance.size"] or values["augment.size"]) < 2 * stride:
+        which = "guidance" if values["guidance.size"] else "augment"
         raise ConfigError(
-            "The guidance map would be 1x1: raise config.augment.size or lower config.model.output_stride."
+            f"The guidance map would be 1x1: raise config.{which}.size or lower config.model.output_stride."
+        )
+    if values["guidance.size"] > values["augment.size"]:
+        raise ConfigError(
+            f"config.guidance.size must be at most config.augment.size, {values['augment.size']}, not "
+            f"{values['guidance.size']}."
+        )
+    if values["branch"] and (values["init"] or not (values["schedule.restart"] and len(values["phases"]) > 1)):
+        raise ConfigError(
+            "config.branch goes on from another run: it needs config.schedule.restart=True, a phase more than that run "
+            "has, and no config.init of its own."
         )
     if values["probe.every_epochs"]:
         check_labelled(values, "probe.data")
@@ -135,12 +150,13 @@ PRETRAINING = Schema(
         **section("augment", {name: Rule(*rule) for name, rule in AUGMENTATION_RULES.items()}),
         "augment.size": whole(32),
         "model.init": one_of("torchvision", "original"),
-        "head.hidden": whole(0, " (0: the width of the features)"),
-        "head.embedding": whole(2),
-        "head.relu": YES_OR_NO,
-        "temperature": number("of at least 0.01", lambda v: v >= 0.01),
+        "branch": TEXT,
+        "method.name": one_of(*METHODS),
         "guidance.threshold": number("between 0 and 1", lambda v: 0 < v < 1),
-        "guidance.sign": one_of("fallback", "flip"),
+        **section("guidance", {name: one_of(*choices) for name, choices in CHOICES.items()}),
+        "guidance.stage": one_of(*range(1, LAST_STAGE + 1)),
+        "guidance.negate": YES_OR_NO,
+        "guidance.size": whole(0, " (0: that of the views)"),
         "schedule.name": one_of("cosine", "original"),
         "schedule.restart": YES_OR_NO,
         "checkpoint.every_epochs": POSITIVE,
@@ -151,7 +167,7 @@ PRETRAINING = Schema(
         "probe.purity_tiles": whole(0),
         **section("probe.data", LABELLED),
     },
-    phase_rules={"step": one_of("warmup_step", "gs_step"), "epochs": whole(1)},
+    phase_rules={"step": one_of("warmup_step", "gs_step"), "epochs": POSITIVE},
     together=_check_pretraining,
 )
 
@@ -234,12 +250,42 @@ EXPORT = Schema(
     together=lambda values: None,
 )
 
+# the sections `pretrain`, `arms` and `segment` are checked as the runs that they describe
+COMPARISON = Schema(
+    rules={
+        **SHARED,
+        "seeds": Rule(
+            "a list of different whole numbers of at least 0",
+            lambda v: SEQUENCE.holds(v) and 0 < len(v) == len(set(v)) and all(map(whole(0).holds, v)),
+        ),
+        "groups": NAMES,
+        "only": NAMES,
+        "base": TEXT,
+        "weights": TEXT,
+        "results": TEXT,
+        "purity": YES_OR_NO,
+        **section("data", LABELLED),
+        "probe.budgets": NAMES,
+        "probe.lists": whole(1),
+        "probe.l2": POSITIVE,
+        **section("probe", SLIDING),
+        "finetune.budgets": NAMES,
+        "finetune.lists": whole(1),
+        "report.budget": TEXT,
+        "report.blocks": one_of("scene", "group"),
+        "report.scenes": whole(0),
+    },
+    phase_rules={},
+    together=lambda values: check_labelled(values, "data"),
+)
+
 SCHEMAS = {
     "pretrain": PRETRAINING,
     "segment": SEGMENTATION,
     "evaluate": EVALUATION,
     "predict": PREDICTION,
     "export": EXPORT,
+    "compare": COMPARISON,
 }
 
 
@@ -255,4 +301,12 @@ def check(config: Mapping[str, Any] | Any) -> None:
     task = flatten(config).get("task")
     if task not in SCHEMAS:
         raise ConfigError(f"config.task must be {', '.join(map(repr, SCHEMAS))}, not {task!r}.")
-    check_against(config, SCHEMAS[task])
+    schema = SCHEMAS[task]
+    if task == "pretrain":
+        name, rule = flatten(config).get("method.name", "simclr"), schema.rules["method.name"]
+        if not rule.holds(name):  # before its options, which are those of a method
+            raise ConfigError(f"config.method.name must be {rule.words}, not {name!r}.")
+        schema = schema._replace(rules=schema.rules | section("method", rules_of(name)))
+    if task == "compare":
+        config = {key: value for key, value in config.items() if key not in ("pretrain", "arms", "segment")}
+    check_against(config, schema)

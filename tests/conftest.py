@@ -54,7 +54,7 @@ def tiny(image_folder, tmp_path_factory):
                 "data": {"path": str(image_folder), "tile_size": 48, "stride": 48, "data_dir": str(data_dir)},
                 "augment": {"size": 32},
                 "model": {"width": 4, "output_stride": 8},
-                "head": {"embedding": 16},
+                "method": {"embedding": 16},
                 "warmup": {"epochs": 2},
                 "gs": {"epochs": 2},
                 "checkpoint": {"every_epochs": 0.5},

@@ -10,13 +10,13 @@ import jax
 import numpy as np
 
 from grass_jax.augment import Augmentation, two_views
+from grass_jax.guidance import GuidanceSettings, guide
 from grass_jax.methods.simclr import simclr
-from grass_jax.models.heads import ProjectionHead
 from grass_jax.models.resnet import Bottleneck, ResNet
 from grass_jax.optim import decay_mask, larc
 from grass_jax.sharding import each_device_alone, global_batch, initialize, make_mesh, replicated, split_by_tile
 from grass_jax.state import create_state
-from grass_jax.steps import GuidanceSettings, compile_step, gs_step, guide
+from grass_jax.steps import compile_step, gs_step
 
 TILES, TILE, VIEW = 16, 72, 64
 
@@ -26,7 +26,7 @@ def job(x64: bool, count: int) -> dict[str, np.ndarray]:
     mesh = make_mesh()
     dtype = np.float64 if x64 else np.float32
     encoder = ResNet((1, 1, 1, 1), Bottleneck, width=8, output_stride=16)
-    method = simclr(encoder, ProjectionHead(embedding=16), temperature=0.5)
+    method = simclr(encoder, embedding=16, temperature=0.5)
     optimizer = larc(0.5, decay_mask=decay_mask)
     augmentation = Augmentation(size=VIEW)
 

@@ -5,8 +5,9 @@ import re
 import pytest
 from ml_collections import ConfigDict
 
-from configs import evaluate, export, gs, predict, segment
+from configs import compare, evaluate, export, gs, predict, segment
 from grass_jax.config import ConfigError, differing, flatten, phase_length
+from grass_jax.methods.registry import rules_of
 from grass_jax.schemas import PRETRAINING, SCHEMAS, check
 
 LABELLED = {
@@ -71,9 +72,19 @@ GOOD = {
     "init_prefix": "",
     "init_ignore": "",
     "model": {"name": "resnet18", "width": 16, "output_stride": 16, "dtype": "float32", "init": "torchvision"},
-    "head": {"hidden": 0, "embedding": 64, "relu": True},
-    "temperature": 0.5,
-    "guidance": {"threshold": 0.5, "sign": "fallback"},
+    "branch": "",
+    "method": {"name": "simclr", "hidden": 0, "embedding": 64, "relu": True, "temperature": 0.5},
+    "guidance": {
+        "threshold": 0.5,
+        "sign": "fallback",
+        "boxes": "guided",
+        "source": "gradient",
+        "encoder": "trained",
+        "stage": 4,
+        "negate": False,
+        "views": "both",
+        "size": 0,
+    },
     "optimizer": {
         "name": "larc",
         "momentum": 0.9,
@@ -179,12 +190,21 @@ CASES = {
     "model.output_stride": ((8, 16, 32), (4, 12, 64, 32.0, "32")),
     "model.dtype": (("float32", "bfloat16"), ("float16", "bf16", None)),
     "model.init": (("torchvision", "original"), ("pytorch", "")),
-    "head.hidden": ((0, 1, 2048), (-1, 1.5, None)),
-    "head.embedding": ((2, 128), (1, 0, 128.0)),
-    "head.relu": SWITCHES,
-    "temperature": ((0.01, 1, 0.5), (0, 0.009, -1, NAN, INF, True, "0.5")),
+    "branch": (("",), (None, 1)),
+    "method.name": (("simclr",), ("SimCLR", "", None)),
+    "method.hidden": ((0, 1, 2048), (-1, 1.5, None)),
+    "method.embedding": ((2, 128), (1, 0, 128.0)),
+    "method.relu": SWITCHES,
+    "method.temperature": ((0.01, 1, 0.5), (0, 0.009, -1, NAN, INF, True, "0.5")),
     "guidance.threshold": ((0.01, 0.99), (0, 1, 0.0, 1.0, NAN)),
     "guidance.sign": (("fallback", "flip"), ("abs", True)),
+    "guidance.boxes": (("guided", "random"), ("both", True)),
+    "guidance.source": (("gradient", "activation", "pixels"), ("", None)),
+    "guidance.encoder": (("trained", "random"), ("own", 1)),
+    "guidance.stage": ((1, 2, 3, 4), (0, 5, 4.0, True)),
+    "guidance.negate": SWITCHES,
+    "guidance.views": (("both", "first"), ("second", 2)),
+    "guidance.size": ((0, 48, 64), (-1, 1.5, None)),
     "optimizer.name": (("larc", "sgd", "adamw"), ("adam", "LARC")),
     "optimizer.momentum": ((0, 0.99), (1, 1.0, -0.1, True)),
     "optimizer.weight_decay": SIZES,
@@ -216,7 +236,7 @@ CASES = {
     "log.figure_tiles": ((0, 16), (-1, 8.0, True)),
     "compilation_cache": TEXTS,
     "gs.step": (("warmup_step", "gs_step"), ("step", "", None)),
-    "gs.epochs": ((1, 350), (0, 1.0, True)),
+    "gs.epochs": ((1, 350, 0.5), (0, -1.0, True)),
 }
 
 
@@ -233,7 +253,7 @@ def changed(**values):
 
 
 def test_every_rule_has_its_cases():
-    assert CASES.keys() == PRETRAINING.rules.keys() | {f"gs.{key}" for key in PRETRAINING.phase_rules}
+    assert CASES.keys() == PRETRAINING.rules.keys() | {f"method.{key}" for key in rules_of("simclr")} | {f"gs.{key}" for key in PRETRAINING.phase_rules}
 
 
 @pytest.mark.parametrize("wrap", [ConfigDict, dict])
@@ -296,11 +316,11 @@ def test_a_missing_key_is_named(key):
 
 def test_a_missing_section_and_a_value_in_place_of_a_section():
     config = copy.deepcopy(GOOD)
-    del config["head"]
-    with pytest.raises(ConfigError, match=r"^config\.head\.hidden is missing"):
+    del config["method"]
+    with pytest.raises(ConfigError, match=r"^config\.method\.name is missing"):
         check(config)
-    with pytest.raises(ConfigError, match=r"^config\.head is a section of keys and must not be 3\.$"):
-        check(changed(head=3))
+    with pytest.raises(ConfigError, match=r"^config\.method is a section of keys and must not be 3\.$"):
+        check(changed(method=3))
 
 
 def test_phases_must_be_sections_of_a_phase():
@@ -392,7 +412,7 @@ def test_a_probe_that_is_on_needs_its_data(tmp_path):
 
 
 def test_every_task_has_a_config():
-    assert SCHEMAS.keys() == {file.get_config().task for file in (gs, segment, evaluate, predict, export)}
+    assert SCHEMAS.keys() == {file.get_config().task for file in (gs, segment, evaluate, predict, export, compare)}
 
 
 def test_a_phase_says_its_length_in_epochs_or_steps():

@@ -47,7 +47,8 @@ def test_reference_is_the_originals_configuration():
     config = gs.get_config("reference")
     flat = {
         "batch_size": 256,
-        "temperature": 0.5,
+        "method.name": "simclr",
+        "method.temperature": 0.5,
         "phases": ("gs",),
         "gs.epochs": 350,
         "gs.step": "gs_step",
@@ -70,9 +71,9 @@ def test_reference_is_the_originals_configuration():
         "model.output_stride": 32,
         "model.dtype": "float32",
         "model.init": "original",
-        "head.hidden": 0,
-        "head.embedding": 128,
-        "head.relu": False,
+        "method.hidden": 0,
+        "method.embedding": 128,
+        "method.relu": False,
         "guidance.threshold": 0.5,
         "guidance.sign": "flip",
         "optimizer.name": "larc",

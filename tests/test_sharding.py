@@ -16,7 +16,6 @@ import pytest
 
 from grass_jax.augment import Augmentation, two_views
 from grass_jax.methods.simclr import simclr
-from grass_jax.models.heads import ProjectionHead
 from grass_jax.models.resnet import BasicBlock, ResNet
 from grass_jax.sampling.regions import salient_boxes
 from grass_jax.sharding import make_mesh
@@ -73,7 +72,7 @@ COLLECTIVE = re.compile(r"= (.*?) (all-gather|all-reduce|all-to-all|collective-p
 def test_a_step_on_eight_devices_moves_embeddings_and_gradients_and_no_images():
     tiles, size = 16, 64
     encoder = ResNet((1, 1, 1, 1), BasicBlock, width=4, output_stride=16)
-    method = simclr(encoder, ProjectionHead(embedding=8), temperature=0.5)
+    method = simclr(encoder, embedding=8, temperature=0.5)
     optimizer, mesh = optax.sgd(0.1), make_mesh(jax.devices()[:8])
     augmentation = Augmentation(size=size)
     settings = {"method": method, "optimizer": optimizer}

@@ -9,13 +9,14 @@ import numpy as np
 import optax
 import pytest
 
+from grass_jax.guidance import GuidanceSettings, guide
 from grass_jax.methods.simclr import simclr
 from grass_jax.models.heads import ProjectionHead
 from grass_jax.models.resnet import BasicBlock, Bottleneck, ResNet
 from grass_jax.optim import decay_mask, larc, original_schedule
 from grass_jax.sampling.crop import crop_boxes
 from grass_jax.state import create_state
-from grass_jax.steps import GuidanceSettings, guide, update
+from grass_jax.steps import update
 
 MEAN, STD = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
 
@@ -78,7 +79,7 @@ def run_three_steps(z, dtype, sign="flip"):
     names = [str(name) for name in z["names"]]
     encoder = ResNet(tuple(int(n) for n in z["layers"]), Bottleneck)
     head = ProjectionHead(relu=False)
-    simclr_method = simclr(encoder, head, temperature=float(z["temperature"]))
+    simclr_method = simclr(encoder, relu=False, temperature=float(z["temperature"]))
 
     def loss_and_embeddings(params, stats, features, targets):
         loss, (stats, metrics) = simclr_method.loss(params, stats, features, targets)
@@ -185,7 +186,7 @@ def test_bfloat16_steps_are_the_float32_steps_with_less_precision():
     found = {}
     for dtype in (None, jnp.bfloat16):
         encoder = ResNet((1, 1, 1, 1), BasicBlock, width=8, output_stride=8, dtype=dtype)
-        method = simclr(encoder, ProjectionHead(embedding=16, dtype=dtype), temperature=0.5)
+        method = simclr(encoder, embedding=16, temperature=0.5)
         optimizer = larc(0.5, decay_mask=decay_mask)
         state = create_state(jax.random.key(0), method, optimizer, size=32)
 

@@ -13,7 +13,6 @@ from jax.experimental import topologies
 from grass_jax.augment import Augmentation, two_views
 from grass_jax.methods.simclr import simclr
 from grass_jax.models import build_encoder
-from grass_jax.models.heads import ProjectionHead
 from grass_jax.optim import decay_mask, larc
 from grass_jax.sharding import make_mesh
 from grass_jax.state import create_state
@@ -29,7 +28,7 @@ def test_gs_step_compiles_for_eight_chips():
     topology = topologies.get_topology_desc("v5e:2x4", "tpu")
     mesh = make_mesh(topology.devices)
     encoder = build_encoder("resnet50", dtype="bfloat16")
-    method = simclr(encoder, ProjectionHead(dtype=encoder.dtype), temperature=0.5)
+    method = simclr(encoder, temperature=0.5)
     optimizer, augmentation = larc(1.2, decay_mask=decay_mask), Augmentation(size=224)
     step = compile_step(
         partial(

@@ -24,7 +24,7 @@ from grass_jax.augment.geometry import (
     resized_crop,
 )
 from grass_jax.augment.pairs import PairAugmentation, Placement, augment_pairs, draw_placement, one_pair
-from grass_jax.augment.views import Augmentation, Geometry, one_view, two_views, view_masks
+from grass_jax.augment.views import Augmentation, Geometry, one_view, two_views, view_masks, zoomed
 
 __all__ = [
     "Augmentation",
@@ -53,4 +53,5 @@ __all__ = [
     "resized_crop",
     "two_views",
     "view_masks",
+    "zoomed",
 ]

@@ -73,7 +73,7 @@ class Geometry(NamedTuple):
     """Where views come from: for masks, and for methods that match places between views.
 
     Attributes:
-        boxes: (b, 2, 4) int32 (y0, x0, y1, x1), half-open, tile pixels.
+        boxes: (b, 2, 4) int32 (y0, x0, y1, x1), half-open, tile pixels; float32 after a crop to boxes, see `zoomed`.
         flips: (b, 2) bool, whether the crop was mirrored left to right after its resize.
     """
 
@@ -159,6 +159,26 @@ def one_view(key: jax.Array, image: jax.Array, augmentation: Augmentation) -> tu
         sigma = jnp.where(draws[2] < a.blur, low + (high - low) * draws[3], 0.0)
         view = gaussian_blur(view, sigma, radius=math.ceil(4 * high))
     return normalise(view, a.bands), Geometry(box, flip)
+
+
+def zoomed(geometry: Geometry, boxes: jax.Array, size: int) -> Geometry:
+    """Says where views look after they have been cropped to boxes: for methods that match places between views.
+
+    Args:
+        geometry: of the views, (b, 2).
+        boxes: (b, 2, 4) (y0, x0, y1, x1), half-open, in pixels of views of `size`.
+        size: height and width s of a view, pixels.
+
+    Returns:
+        The same flips, and (b, 2, 4) float32 boxes in tile pixels.
+    """
+    start, stop = geometry.boxes[..., None, :2], geometry.boxes[..., None, 2:]
+    corners = boxes.astype(jnp.float32).reshape(*boxes.shape[:-1], 2, 2) / size
+    y, x0, x1 = corners[..., 0], corners[..., 0, 1], corners[..., 1, 1]
+    flips = geometry.flips
+    x = jnp.stack([jnp.where(flips, 1 - x1, x0), jnp.where(flips, 1 - x0, x1)], -1)
+    places = start + jnp.stack([y, x], -1) * (stop - start)
+    return Geometry(places.reshape(boxes.shape), flips)
 
 
 def view_masks(masks: jax.Array, geometry: Geometry, size: int) -> jax.Array:

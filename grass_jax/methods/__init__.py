@@ -9,10 +9,12 @@ class Method(NamedTuple):
 
     Attributes:
         init: (key, views) -> params, stats, extra; views, (b, 2, s, s, c), only lend their shape.
-        encode: (params, stats, views) -> features (b, 2, h, w, d), stats; one encoder forward in train mode.
-        targets: (state, views) -> the side of the loss that no gradient enters; () where there is none.
+        encode: (params, stats, views, *, begin=0, end=4) -> features (b, 2, h, w, d), stats; one encoder forward in
+            train mode. With `end` below 4 the features of that stage; with `begin` above 0 they take the views' place.
+        targets: (state, views, geometry) -> the side of the loss that no gradient enters; () where there is none.
         loss: (params, stats, features, targets) -> loss, (stats, metrics); the head and what follows it.
-        after: (extra, params, targets) -> extra, after the update: moving averages, queues, prototypes.
+        after: (extra, params, targets) -> extra, after the update: moving averages, queues.
+        places: whether `targets` needs the geometry of the views, an `augment.Geometry`; otherwise it may be None.
     """
 
     init: Callable[..., tuple[Any, Any, Any]]
@@ -20,3 +22,4 @@ class Method(NamedTuple):
     targets: Callable[..., Any]
     loss: Callable[..., tuple[Any, tuple[Any, dict[str, Any]]]]
     after: Callable[..., Any]
+    places: bool = False

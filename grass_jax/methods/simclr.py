@@ -4,46 +4,55 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
+from grass_jax.config import YES_OR_NO, number, whole
 from grass_jax.losses import collapse_signals, info_nce
 from grass_jax.methods import Method
+from grass_jax.methods.skeleton import init_encoder, init_head, pool, run_encoder, run_head
+from grass_jax.models.heads import ProjectionHead
+
+RULES = {
+    "hidden": whole(0, " (0: the width of the features)"),
+    "embedding": whole(2),
+    "relu": YES_OR_NO,
+    "temperature": number("of at least 0.01", lambda v: v >= 0.01),
+}
 
 
-def simclr(encoder: nn.Module, head: nn.Module, *, temperature: float) -> Method:
+def simclr(
+    encoder: nn.Module, *, temperature: float, hidden: int = 0, embedding: int = 128, relu: bool = True
+) -> Method:
     """Instance discrimination with in-batch negatives.
 
     Args:
         encoder: images (n, s, s, c) -> features (n, h, w, d), called with `train=`.
-        head: pooled features (..., d) -> embeddings (..., e).
         temperature: of InfoNCE.
+        hidden: channels of the head's hidden layer; 0 takes those of the features.
+        embedding: channels e of the embedding.
+        relu: whether the head has a ReLU between its two layers.
 
     Returns:
-        The method; its params and stats have the keys `encoder` and `head` (stats: `encoder` alone).
+        The method; its params have the keys `encoder` and `head`, its stats `encoder`.
     """
+    head = ProjectionHead(embedding, hidden, relu, dtype=getattr(encoder, "dtype", None))
 
     def init(key: jax.Array, views: jax.Array) -> tuple[Any, Any, Any]:
         encoder_key, head_key = jax.random.split(key)
-        features, variables = encoder.init_with_output(encoder_key, views[:, 0], train=True)
-        params = {"encoder": variables["params"], "head": head.init(head_key, features.mean((-3, -2)))["params"]}
-        return params, {"encoder": variables["batch_stats"]}, ()
+        features, params, stats = init_encoder(encoder, encoder_key, views)
+        _, head_params, _ = init_head(head, head_key, pool(features))
+        return {"encoder": params, "head": head_params}, {"encoder": stats}, ()
 
-    def encode(params: Any, stats: Any, views: jax.Array) -> tuple[jax.Array, Any]:
-        variables = {"params": params["encoder"], "batch_stats": stats["encoder"]}
-        features, updated = encoder.apply(
-            variables, views.reshape(-1, *views.shape[2:]), train=True, mutable=["batch_stats"]
-        )
-        return features.reshape(*views.shape[:2], *features.shape[1:]), {**stats, "encoder": updated["batch_stats"]}
+    def encode(params: Any, stats: Any, views: jax.Array, **part: int) -> tuple[jax.Array, Any]:
+        return run_encoder(encoder, params, stats, views, **part)
 
     def loss(params: Any, stats: Any, features: jax.Array, targets: Any) -> tuple[jax.Array, tuple[Any, dict]]:
-        pooled = features.mean((-3, -2), dtype=jnp.promote_types(features.dtype, jnp.float32))
-        embeddings: jax.Array = head.apply({"params": params["head"]}, pooled)  # pyright: ignore[reportAssignmentType]
+        embeddings, _ = run_head(head, params["head"], {}, pool(features))
         return info_nce(embeddings, temperature=temperature), (stats, collapse_signals(embeddings))
 
     return Method(
         init=init,
         encode=encode,
-        targets=lambda state, views: (),
+        targets=lambda state, views, geometry: (),
         loss=loss,
         after=lambda extra, params, targets: extra,
     )

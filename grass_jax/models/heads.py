@@ -1,7 +1,8 @@
 """Heads on an encoder: pooled features to embeddings, and feature maps to the classes' logits."""
 
 from collections.abc import Sequence
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -29,8 +30,9 @@ class ProjectionHead(nn.Module):
     dtype: Any = None
 
     @nn.compact
-    def __call__(self, pooled: jax.Array) -> jax.Array:
+    def __call__(self, pooled: jax.Array, *, train: bool = True) -> jax.Array:
         """Maps average-pooled features (..., d) to unnormalised embeddings (..., e), in at least float32."""
+        del train  # nothing here depends on it
         x = nn.Dense(self.hidden or pooled.shape[-1], dtype=self.dtype, kernel_init=kaiming_fan_in, name="dense1")(
             pooled
         )
@@ -38,6 +40,42 @@ class ProjectionHead(nn.Module):
             x = nn.relu(x)
         x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         return nn.Dense(self.embedding, name="dense2")(x)
+
+
+class MLPHead(nn.Module):
+    """Dense layers, each but the last with batch norm and ReLU: the projectors and predictors of most methods.
+
+    Attributes:
+        widths: channels of the layers, the embedding's last.
+        norm: batch norm (and no bias) on the hidden layers; without it they have a bias.
+        last_norm: what follows the last layer: `none`, which then has a bias, `batch`, or `fixed`, batch norm without
+            scale and bias of its own.
+        dtype: of the hidden layers' computation; the last one is at least float32, as the losses that follow.
+    """
+
+    widths: tuple[int, ...]
+    norm: bool = True
+    last_norm: Literal["none", "batch", "fixed"] = "none"
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Maps (..., d) to unnormalised embeddings (..., e), in at least float32."""
+        norm = partial(nn.BatchNorm, use_running_average=not train, momentum=0.9, epsilon=1e-5)
+        for number, width in enumerate(self.widths[:-1], 1):
+            x = nn.Dense(
+                width, use_bias=not self.norm, dtype=self.dtype, kernel_init=kaiming_fan_in, name=f"dense{number}"
+            )(x)
+            if self.norm:
+                x = norm(dtype=self.dtype, name=f"bn{number}")(x)
+            x = nn.relu(x)
+        x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        count, bare = len(self.widths), self.last_norm == "none"
+        x = nn.Dense(self.widths[-1], use_bias=bare, name=f"dense{count}")(x)
+        if not bare:
+            affine = self.last_norm == "batch"
+            x = norm(use_bias=affine, use_scale=affine, name=f"bn{count}")(x)
+        return x
 
 
 class ConvNormReLU(nn.Module):

@@ -114,21 +114,30 @@ class ResNet(nn.Module):
     dtype: Any = None
 
     @overload
-    def __call__(self, x: jax.Array, *, train: bool, stages: Literal[False] = False) -> jax.Array: ...
+    def __call__(
+        self, x: jax.Array, *, train: bool, stages: Literal[False] = False, begin: int = 0, end: int = 4
+    ) -> jax.Array: ...
     @overload
-    def __call__(self, x: jax.Array, *, train: bool, stages: Literal[True]) -> tuple[jax.Array, ...]: ...
+    def __call__(
+        self, x: jax.Array, *, train: bool, stages: Literal[True], begin: int = 0, end: int = 4
+    ) -> tuple[jax.Array, ...]: ...
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool, stages: bool = False) -> jax.Array | tuple[jax.Array, ...]:
+    def __call__(
+        self, x: jax.Array, *, train: bool, stages: bool = False, begin: int = 0, end: int = 4
+    ) -> jax.Array | tuple[jax.Array, ...]:
         """Encodes images.
 
         Args:
             x: images, (n, s, s, c), normalised.
             train: normalise by the batch's statistics and update the running ones (mutable `batch_stats`).
             stages: whether to return what each of the four stages gives, for a decoder.
+            begin: stages that are already done: x is then what stage `begin` gave.
+            end: the last stage to run.
 
         Returns:
             Features after the last ReLU, (n, s / output_stride, s / output_stride, d), rounded up; with `stages` the
-            tuple of the four stages' features, at strides 4, 8, 16 and 32, none beyond the output stride.
+            tuple of what each stage that ran gives: of all four at strides 4, 8, 16 and 32, none beyond the output
+            stride.
 
         Raises:
             ValueError: output_stride is not 8, 16 or 32.
@@ -137,8 +146,9 @@ class ResNet(nn.Module):
             raise ValueError(f"output_stride must be 8, 16 or 32, not {self.output_stride}.")
         conv = partial(Conv, dtype=self.dtype)
         norm = partial(nn.BatchNorm, use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=self.dtype)
-        x = nn.relu(norm(name="bn1")(conv(self.width, 7, 2, name="conv1")(x)))
-        x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))  # pyright: ignore[reportArgumentType]
+        if begin == 0:
+            x = nn.relu(norm(name="bn1")(conv(self.width, 7, 2, name="conv1")(x)))
+            x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))  # pyright: ignore[reportArgumentType]
         stride, dilation = 4, 1
         outputs = []
         for stage, count in enumerate(self.blocks):
@@ -148,6 +158,9 @@ class ResNet(nn.Module):
                 if step == 2 and stride == self.output_stride:
                     step, dilation = 1, 2 * dilation
                 channels = self.width * 2**stage
+                stride *= step
+                if not begin <= stage < end:
+                    continue
                 x = self.block(
                     channels,
                     conv,
@@ -158,8 +171,8 @@ class ResNet(nn.Module):
                     project=index == 0 and (stage > 0 or self.block.expansion > 1),
                     name=f"layer{stage + 1}_{index}",
                 )(x)
-                stride *= step
-            outputs.append(x)
+            if begin <= stage < end:
+                outputs.append(x)
         return tuple(outputs) if stages else x
 
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 
-def loss_attention_map(features: jax.Array, gradients: jax.Array, *, normalise: bool = False) -> jax.Array:
+def loss_attention_map(features: jax.Array, gradients: jax.Array) -> jax.Array:
     """Averages over channels the features weighted by the spatially averaged gradient of the loss.
 
     A(i, j) = 1/d sum_c F(i, j, c) g(c) with g = mean over (i, j) of dL/dF: Grad-CAM's weights with a mean over channels
@@ -14,8 +14,6 @@ def loss_attention_map(features: jax.Array, gradients: jax.Array, *, normalise: 
     Args:
         features: the encoder's last feature map, (n, h, w, d); more leading axes are allowed.
         gradients: dL/dfeatures, (n, h, w, d), or already averaged over space, (n, d).
-        normalise: divide each map by its maximum, which turns a map whose maximum is negative upside down (the
-            original does; a maximum of zero gives NaN or infinity).
 
     Returns:
         The maps, (n, h, w), in at least float32.
@@ -31,5 +29,4 @@ def loss_attention_map(features: jax.Array, gradients: jax.Array, *, normalise: 
     weights = gradients.astype(dtype)
     if gradients.ndim == features.ndim:
         weights = weights.mean((-3, -2))
-    maps = jnp.einsum("...hwd,...d->...hw", features.astype(dtype), weights, precision="highest") / features.shape[-1]
-    return maps / maps.max((-2, -1), keepdims=True) if normalise else maps
+    return jnp.einsum("...hwd,...d->...hw", features.astype(dtype), weights, precision="highest") / features.shape[-1]

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from grass_jax.bands import Bands
 from grass_jax.checkpoint import Checkpoints
 from grass_jax.config import ConfigError
 from grass_jax.data.labelled import LabelledSet
+from grass_jax.guidance import GuidanceSettings, guide
 from grass_jax.methods import Method
 from grass_jax.models import build_encoder, build_segmenter
 from grass_jax.report import maps
@@ -29,7 +30,7 @@ from grass_jax.segment.probe import fit_probe
 from grass_jax.segment.purity import Purity, box_purity, join, summarise_purity
 from grass_jax.sharding import local_mesh, own_copy, replicated
 from grass_jax.state import TrainState
-from grass_jax.steps import GuidanceSettings, guide
+from grass_jax.steps import PLACING
 from grass_jax.train import Hook, Phase, Task, run_hooks
 
 PURITY_BATCH = 64  # tiles whose contrastive loss guides the boxes that are measured
@@ -133,7 +134,8 @@ def purity_watch(
         state: TrainState, random: TrainState, key: jax.Array, images: jax.Array, masks: jax.Array
     ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
         views, geometry = two_views(key, images, augmentation, geometry=True)
-        guided, by_random = (guide(s, views, method=method, hp=hp)[0].boxes for s in (state, random))
+        ask = partial(guide, views=views, method=method, hp=hp, geometry=geometry, key=jax.random.fold_in(key, PLACING))
+        guided, by_random = (ask(s)[0].boxes for s in (state, random))
         activation = method.encode(state.params, state.stats, views)[0].mean(-1)
         by_activation = salient_boxes(activation, size=augmentation.size, threshold=hp.threshold)
         followed = view_masks(masks, geometry, augmentation.size)
@@ -174,10 +176,10 @@ def read_purity(workdir: Path) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.exists() else {}
 
 
-def unwatched(workdir: Path, phases: dict[str, int]) -> dict[str, int]:
-    """Names the steps that no probe has seen: `random`, 0, and the ends of phases."""
+def unwatched(workdir: Path, steps: dict[str, int]) -> dict[str, int]:
+    """Keeps of named steps, `random`, 0, and the ends of phases, those that no probe has seen."""
     seen = {record["step"] for record in read_metrics(workdir) if record.get("probe_miou") is not None}
-    return {name: step for name, step in {"random": 0, **phases}.items() if step not in seen}
+    return {name: step for name, step in steps.items() if step not in seen}
 
 
 def watch_afterwards(task: Task, steps: dict[str, int], checkpoints: Checkpoints, workdir: Path, mesh: Mesh) -> None:
