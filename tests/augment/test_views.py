@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from PIL import Image
 
-from grass_jax.augment import Augmentation, Geometry, one_view, two_views, view_masks
+from grass_jax.augment import Augmentation, Geometry, one_view, two_views, view_masks, zoomed
 from grass_jax.augment.views import RULES
 from grass_jax.bands import RGB, Bands
+from grass_jax.sampling import crop_boxes
 
 UNCHANGED = replace(RGB, mean=(0.0,) * 3, std=(1.0,) * 3)
 WHOLE = {"area": (1.0, 1.0), "aspect": (1.0, 1.0), "bands": UNCHANGED}
@@ -287,3 +288,39 @@ def test_masks_follow_the_views():
     )
     assert inside.mean() > 0.5
     np.testing.assert_allclose(np.asarray(views)[..., 0][inside] * 255, 16.0 * followed[inside], atol=1e-3)
+
+
+@pytest.mark.parametrize("size", [16, 21])
+def test_zoomed_is_where_a_cropped_view_looks(size):
+    """Views that show the tile coordinates of their pixels: what a crop of them shows is where it looks."""
+    rng = np.random.default_rng(0)
+    tiles, places = 6, np.arange(size)
+    corners = rng.integers(0, 20, (tiles, 2, 2))
+    boxes = np.concatenate([corners, corners + rng.integers(5, 28, corners.shape)], -1).astype(np.int32)
+    flips = rng.random((tiles, 2)) < 0.5
+    corners = rng.integers(0, size - 1, (tiles, 2, 2))
+    salient = np.concatenate([corners, rng.integers(corners + 1, size + 1)], -1).astype(np.int32)
+    salient[0] = 0, 0, size, size
+    salient[1, 0] = 3, 4, 4, 5  # a single pixel
+    flips[:2] = [[True, False], [True, False]]
+    views = np.empty((tiles, 2, size, size, 2), np.float32)
+    for tile, view in np.ndindex(tiles, 2):
+        y0, x0, y1, x1 = boxes[tile, view]
+        columns = places[::-1] if flips[tile, view] else places
+        views[tile, view, ..., 0] = (y0 + (places + 0.5) * (y1 - y0) / size)[:, None]
+        views[tile, view, ..., 1] = x0 + (columns + 0.5) * (x1 - x0) / size
+    where = zoomed(Geometry(jnp.asarray(boxes), jnp.asarray(flips)), jnp.asarray(salient), size)
+    assert where.boxes.dtype == jnp.float32
+    np.testing.assert_array_equal(where.flips, flips)
+    seen = np.asarray(crop_boxes(jnp.asarray(views), jnp.asarray(salient)))
+    half = (boxes[..., 2:] - boxes[..., :2]) / size / 2  # of a view's pixel, in tile pixels: coordinates are centres
+    found = np.concatenate([seen.min((2, 3)) - half, seen.max((2, 3)) + half], -1)
+    np.testing.assert_allclose(where.boxes, found, atol=1e-4)
+    np.testing.assert_allclose(where.boxes[0], boxes[0], atol=1e-4)
+    rightwards = np.sign(seen[..., 0, -1, 1] - seen[..., 0, 0, 1])
+    assert (rightwards[flips] <= 0).all()
+    assert (rightwards[~flips] >= 0).all()
+    again = zoomed(where, jnp.asarray(salient), size)  # a crop of the crop: the float boxes go in, too
+    seen = np.asarray(crop_boxes(jnp.asarray(seen), jnp.asarray(salient)))
+    middle = seen.mean((2, 3))  # to a pixel of the first crop, as the crop takes the nearest
+    np.testing.assert_allclose((again.boxes[..., :2] + again.boxes[..., 2:]) / 2, middle, atol=2 * half.max())

@@ -1,0 +1,31 @@
+"""SimSiam (arXiv 2011.10566) on the main job's data, views and encoder.
+
+    python main.py --config=configs/baselines/simsiam.py
+    python main.py --config=configs/baselines/simsiam.py:potsdam --config.data.path=ARCHIVES
+
+The presets are those of `configs/gs.py` without `reference`.
+
+From the paper (section 3): a projector of three layers, 2048 channels each, batch norm on all of them (the last without
+scale and bias, as in the released code); a predictor of 512 and 2048 channels, batch norm on the first; SGD with
+momentum 0.9, a learning rate of 0.05 per 256 tiles, weight decay 1e-4; cosine, for the predictor, too (its table 1
+gains 0.4 points with a predictor whose rate does not decay).
+Otherwise than there: 256 tiles a batch, not 512, and a short warm-up; no decay on batch norm.
+Small presets: a projector 512 wide, twice the features' width, and a predictor's hidden layer of a quarter of that, the
+paper's ratio; AdamW as in `configs/gs.py`.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.baselines.recipe import baseline
+
+METHOD = {"name": "simsiam", "hidden": 2048, "embedding": 2048, "bottleneck": 512}
+SMALL = {"hidden": 512, "embedding": 512, "bottleneck": 128}
+FULL = {
+    "optimizer": {"name": "sgd", "momentum": 0.9, "weight_decay": 1e-4},
+    "schedule": {"name": "cosine", "peak": 0.05},
+}
+
+
+def get_config(preset: str = "sample") -> ConfigDict:
+    """Returns a preset of `configs/gs.py` with this method."""
+    return baseline(METHOD, preset, small=SMALL, full=FULL)
