@@ -16,7 +16,7 @@ from grass_jax.report.atomic import replacing
 from grass_jax.report.environment import environment
 from grass_jax.report.log import write_json
 from grass_jax.schemas import check
-from grass_jax.segment.evaluate import check_class_names, draw_evaluation, evaluate, log_scores
+from grass_jax.segment.evaluate import check_class_names, draw_evaluation, evaluate, log_scores, write_confusion
 from grass_jax.segment.labelled_data import open_all_scenes, open_data
 from grass_jax.segment.map_writer import OutputError
 from grass_jax.segment.model import Segmentation, load_segmenter
@@ -82,6 +82,7 @@ def evaluate_model(config: Any, workdir: str | Path) -> dict[str, Any] | None:
     )
     if jax.process_index() != 0:
         return None
+    write_confusion(workdir, evaluation, classes)
     draw_evaluation(workdir / "figures", evaluation, classes, network.colours, title=Path(config.data.path).name)
     log_scores("scores", evaluation.scores)
     summary = {**what, "seconds": round(time.monotonic() - began, 1), "test": evaluation.scores}

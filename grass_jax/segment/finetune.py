@@ -27,7 +27,14 @@ from grass_jax.report.environment import environment
 from grass_jax.report.log import write_json
 from grass_jax.report.summary import finish
 from grass_jax.schemas import check
-from grass_jax.segment.evaluate import Evaluation, check_class_names, draw_evaluation, evaluate, log_scores
+from grass_jax.segment.evaluate import (
+    Evaluation,
+    check_class_names,
+    draw_evaluation,
+    evaluate,
+    log_scores,
+    write_confusion,
+)
 from grass_jax.segment.labelled_data import choose, hold_out, open_data, tile_scenes
 from grass_jax.segment.model import Forward, make_forward
 from grass_jax.segment.probe import fit_probe
@@ -156,6 +163,7 @@ def run(config: Any, workdir: str | Path) -> dict[str, Any] | None:
         )
         found["test"] = evaluation.scores
         if first:
+            write_confusion(workdir, evaluation, labelled.classes)
             draw_evaluation(workdir / "figures", evaluation, labelled.classes, labelled.colours, title="Test scenes")
             log_scores("test", evaluation.scores)
     elif first:

@@ -108,14 +108,36 @@ def fit_probe(
     """Fits a linear head on the features of labelled tiles.
 
     Args:
-        encode: images (n, t, t, c) uint8 -> features (n, h, w, d) of the frozen encoder.
-        tiles: `image` (t, t, c) and `mask` (t, t) of each labelled tile.
+        encode: see `encode_tiles`.
+        tiles: see `encode_tiles`.
         classes: k.
         l2: see `fit_linear`.
-        devices: a multiple of these is encoded at once.
+        devices: see `encode_tiles`.
 
     Returns:
         The parameters of a `models.heads.LinearHead`.
+    """
+    features, counts = encode_tiles(encode, tiles, classes, devices=devices)
+    return fit_head(features, counts, l2=l2)
+
+
+def encode_tiles(
+    encode: Callable[[np.ndarray], jax.Array],
+    tiles: Iterable[dict[str, np.ndarray]],
+    classes: int,
+    *,
+    devices: int = 1,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Computes what a linear head is fitted on, of labelled tiles.
+
+    Args:
+        encode: images (n, t, t, c) as stored -> features (n, h, w, d) of the frozen encoder.
+        tiles: `image` (t, t, c) and `mask` (t, t) of each labelled tile.
+        classes: k.
+        devices: a multiple of these is encoded at once.
+
+    Returns:
+        Features (n, h, w, d) float32 and `cell_counts` (n, h, w, k) of the n tiles, in their order.
     """
     features, counts = [], []
     size = -(-BATCH // devices) * devices
@@ -124,10 +146,10 @@ def fit_probe(
         images = np.stack([tile["image"] for tile in batch])
         images = np.pad(images, ((0, size - len(batch)), (0, 0), (0, 0), (0, 0)))  # one shape, one compilation
         found = np.asarray(encode(images), np.float32)[: len(batch)]
-        _, height, width, channels = found.shape
+        _, height, width, _ = found.shape
         masks = np.stack([tile["mask"] for tile in batch])
-        features.append(found.reshape(-1, channels))
-        counts.append(cell_counts(masks, height, width, classes).reshape(-1, classes))
+        features.append(found)
+        counts.append(cell_counts(masks, height, width, classes))
 
     batch: list[dict[str, np.ndarray]] = []
     for tile in tiles:
@@ -137,7 +159,19 @@ def fit_probe(
             batch = []
     if batch:
         add(batch)
-    rows = np.concatenate(features)
-    features.clear()  # the same numbers once more
-    kernel, bias = fit_linear(rows, np.concatenate(counts), l2=l2)
+    return np.concatenate(features), np.concatenate(counts)
+
+
+def fit_head(features: np.ndarray, counts: np.ndarray, *, l2: float) -> dict[str, Any]:
+    """Fits a linear head on what `encode_tiles` has computed.
+
+    Args:
+        features: (n, h, w, d).
+        counts: (n, h, w, k).
+        l2: see `fit_linear`.
+
+    Returns:
+        The parameters of a `models.heads.LinearHead`.
+    """
+    kernel, bias = fit_linear(features.reshape(-1, features.shape[-1]), counts.reshape(-1, counts.shape[-1]), l2=l2)
     return {"classifier": {"conv": {"kernel": jnp.asarray(kernel), "bias": jnp.asarray(bias)}}}

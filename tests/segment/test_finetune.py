@@ -20,7 +20,7 @@ from grass_jax.config import ConfigError
 from grass_jax.data.labelled import open_labelled
 from grass_jax.report.log import read_metrics
 from grass_jax.segment import apply, evaluate, finetune
-from grass_jax.segment.evaluate import predict_scenes
+from grass_jax.segment.class_ids import predict_scenes
 from grass_jax.segment.labelled_data import open_data
 from grass_jax.segment.model import load_segmenter
 from grass_jax.segment.windows import blend_weight
@@ -77,9 +77,24 @@ def test_the_job_leaves_everything_a_person_looks_at(finished):
     assert test["areas"]["miou"] == pytest.approx(test["miou"])
     assert 0 <= test["boundary"]["mean"] <= 1
     assert sum(test["pixels"].values()) == 2 * 96 * 128
+    scenes = confusion_of(workdir, test)
+    assert [(name, each["group"]) for name, each in scenes.items()] == [
+        ("south_0.png", "south"),
+        ("south_1.png", "south"),
+    ]
     for name in ("curves", "confusion", "predictions"):
         with Image.open(workdir / "figures" / f"{name}.png") as picture:
             assert min(picture.size) > 200
+
+
+def confusion_of(workdir, test):
+    """The scenes of `confusion.json`, after a look at whether they sum up to the test's figures."""
+    content = json.loads((workdir / "confusion.json").read_text())
+    assert content["classes"] == list(test["pixels"])
+    total = np.sum([each["matrix"] for each in content["scenes"].values()], axis=0)
+    assert total.sum(1).tolist() == list(test["pixels"].values())
+    assert np.trace(total) / total.sum() == pytest.approx(test["overall_accuracy"])
+    return content["scenes"]
 
 
 def test_the_figures_are_those_of_a_plain_computation(finished, labelled_folder):
@@ -274,6 +289,7 @@ def test_another_folder_is_scored_whole(finished, labelled_folder, tmp_path):
     assert sum(summary["test"]["pixels"].values()) == 8 * 96 * 128
     assert summary["test"]["areas"]["areas"] == 4
     assert (tmp_path / "figures" / "confusion.png").exists()
+    assert len({each["group"] for each in confusion_of(tmp_path, summary["test"]).values()}) == 4
     other = evaluation(finished, labelled_folder, **{"data.mask_values": (0, 2, 1)})
     with pytest.raises(ConfigError, match="another model or data set"):
         apply.evaluate_model(other, tmp_path)
@@ -291,7 +307,7 @@ def test_a_scene_is_mapped_by_the_command(finished, labelled_folder, tmp_path):
     assert len(found["written"]) == 2
     network, labelled = load_segmenter(finished[0]), open_labelled_test(labelled_folder, tmp_path)
     forward = network.forward(sharding.local_mesh())
-    for index, _, prediction in predict_scenes(forward, labelled, window=48, overlap=0.5, batch_size=8):
+    for index, _, (prediction,) in predict_scenes(forward, labelled, window=48, overlap=0.5, batch_size=8):
         with Image.open(tmp_path / "maps" / f"south_{index}.tif") as found_map:
             np.testing.assert_array_equal(found_map, prediction)
     config.input = str(tmp_path / "nothing.tif")

@@ -1,0 +1,92 @@
+"""The lines of `results.jsonl`: one a measurement, written when it is made, so that a killed comparison loses none."""
+
+import datetime
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from grass_jax.report.atomic import replacing
+from grass_jax.report.comparison import read_results
+from grass_jax.report.environment import environment
+from grass_jax.segment.evaluate import Evaluation
+
+KEY = ("config_hash", "arm", "seed", "evaluation", "budget", "list", "phase")
+
+
+class Results:
+    """The lines of a file, and those that this comparison adds.
+
+    Args:
+        path: the file; it may hold lines of other comparisons, machines and days.
+    """
+
+    def __init__(self, path: Path):
+        self._path = path
+        self.rows = read_results(path) if path.exists() else []
+        self._done = {_key(row) for row in self.rows}
+        found = environment()
+        self._origin = {
+            "commit": found["commit"],
+            "hardware": f"{found['device_count']} x {found['device_kind']}, {found['cpu_count']} cores",
+            "versions": {name: found["versions"][name] for name in ("grass_jax", "jax")},
+        }
+
+    def has(self, **key: Any) -> bool:
+        """Says whether a measurement has been made; the key holds what `KEY` names, without what does not apply."""
+        return _key(key) in self._done
+
+    def add(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Appends lines, with where and when they come from; the first process writes them."""
+        lines = [{**row, **self._origin, "date": datetime.date.today().isoformat()} for row in rows]
+        self.rows += lines
+        self._done |= {_key(line) for line in lines}
+        if jax.process_index() != 0:
+            return
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        _mend_last_line(self._path)
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write("".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines))
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def scored(evaluation: Evaluation | Mapping[str, Any], by_scene: Mapping[str, Any]) -> dict[str, Any]:
+    """The figures of a line.
+
+    Args:
+        evaluation: or its `scores`, as `summary.json` holds them.
+        by_scene: name -> group and matrix.
+    """
+    found = evaluation.scores if isinstance(evaluation, Evaluation) else evaluation
+    return {
+        "miou": found["miou"],
+        "area_miou": found["areas"]["miou"],
+        "overall_accuracy": found["overall_accuracy"],
+        "iou": found["iou"],
+        "scenes": {
+            name: {"group": group, "matrix": np.asarray(matrix).tolist()} for name, (group, matrix) in by_scene.items()
+        },
+    }
+
+
+def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(row.get(name) for name in KEY)
+
+
+def _mend_last_line(path: Path) -> None:
+    """Ends a last line that was written whole, and drops what a kill has left of one."""
+    if not path.exists() or not (content := path.read_bytes()) or content.endswith(b"\n"):
+        return
+    begin = content.rfind(b"\n") + 1
+    try:
+        json.loads(content[begin:])
+        content += b"\n"
+    except ValueError:
+        content = content[:begin]
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)

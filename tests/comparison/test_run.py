@@ -1,0 +1,107 @@
+"""A whole comparison, killed in the middle and resumed: the same lines and the same tables."""
+
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from grass_jax.comparison import run as comparison
+from grass_jax.comparison.results import Results
+from grass_jax.config import ConfigError
+from grass_jax.report.comparison import read_results
+from grass_jax.state import load_encoder
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.fixture(scope="module")
+def ended(tiny_compare, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("comparison")
+    return workdir, comparison.run(tiny_compare(), workdir)
+
+
+def numbers(path: Path) -> list[dict]:
+    return [{k: v for k, v in row.items() if k not in ("seconds", "date", "commit")} for row in read_results(path)]
+
+
+def test_every_arm_has_its_lines(ended):
+    workdir, table = ended
+    rows = numbers(workdir / "results.jsonl")
+    assert [(r["arm"], r["budget"], r["list"]) for r in rows] == [
+        (arm, budget, number)
+        for arm in ("random", "simclr_compute", "gs", "gs_random")
+        for budget, number in (("4", 0), ("4", 1), ("all", 0))
+    ]
+    for row in rows:
+        assert 0 <= row["miou"] <= 1
+        assert {scene["group"] for scene in row["scenes"].values()} == {"south"}
+        assert np.sum([scene["matrix"] for scene in row["scenes"].values()]) == 2 * 96 * 128
+    spent = {r["arm"]: (r["updates"], r["compute"]) for r in rows}
+    ratio = next(iter(json.loads((workdir / "costs.json").read_text()).values()))
+    trunk = spent["gs"][0] * 2 // 3  # two epochs of three
+    assert spent["random"] == (0, 0.0)
+    assert spent["gs"] == spent["gs_random"]
+    assert spent["gs"][1] == pytest.approx(trunk + (spent["gs"][0] - trunk) * ratio, abs=0.06)
+    assert spent["simclr_compute"][1] == pytest.approx(spent["gs"][1], abs=0.51)  # whole updates
+    assert "SimCLR, equal compute" in table
+    report = workdir / "report"
+    assert table == (report / "tables.md").read_text()
+    assert {"tables.md", "tables.tex", "budget.png", "compute.png", "predictions.png"} == {p.name for p in report.iterdir()}
+
+
+def test_branches_share_the_warm_up_and_part_afterwards(ended):
+    workdir = ended[0] / "seed0"
+    trunk = json.loads((workdir / "warmup" / "summary.json").read_text())["steps"]
+    encoders = {name: load_encoder(workdir / name, trunk).variables for name in ("warmup", "gs", "gs_random")}
+    jax.tree.map(np.testing.assert_array_equal, encoders["warmup"], encoders["gs"])
+    jax.tree.map(np.testing.assert_array_equal, encoders["warmup"], encoders["gs_random"])
+    last = [load_encoder(workdir / name).variables["params"]["conv1"]["kernel"] for name in ("gs", "gs_random")]
+    assert np.abs(last[0] - last[1]).max() > 0
+
+
+def test_it_is_killed_and_goes_on(ended, tiny_compare, tmp_path, monkeypatch):
+    workdir, table = ended
+    shutil.copy(workdir / "costs.json", tmp_path)  # what the machine measured first
+    added = []
+    add = Results.add
+
+    def killed_at_the_second(self, rows):
+        added.append(1)
+        if len(added) == 3:
+            raise Killed
+        add(self, rows)
+
+    monkeypatch.setattr(Results, "add", killed_at_the_second)
+    with pytest.raises(Killed):
+        comparison.run(tiny_compare(), tmp_path)
+    assert 0 < len(numbers(tmp_path / "results.jsonl")) < len(numbers(workdir / "results.jsonl"))
+    assert comparison.run(tiny_compare(), tmp_path) == table
+    assert numbers(tmp_path / "results.jsonl") == numbers(workdir / "results.jsonl")
+
+
+def test_what_is_there_is_not_done_again(ended, tiny_compare, monkeypatch):
+    workdir, table = ended
+    monkeypatch.setattr(comparison.pretrain, "run", None)
+    monkeypatch.setattr(comparison, "probe_lists", None)
+    assert comparison.run(tiny_compare(), workdir) == table
+
+
+def test_fine_tuning_and_missing_weights(ended, tiny_compare):
+    workdir, _ = ended
+    config = tiny_compare(only=("gs", "imagenet"), **{"finetune.budgets": ("4",), "finetune.lists": 1})
+    table = comparison.run(config, workdir)
+    (row,) = [row for row in numbers(workdir / "results.jsonl") if row["evaluation"] == "finetune"]
+    assert (row["arm"], row["budget"], row["crops"]) == ("gs", "4", 4)
+    assert np.sum([scene["matrix"] for scene in row["scenes"].values()]) == 2 * 96 * 128
+    (line,) = {line for line in table.splitlines() if line.startswith("| ImageNet") and "not measured" in line}
+    assert line
+
+
+def test_without_test_scenes_it_is_refused(tiny_compare, tmp_path):
+    with pytest.raises(ConfigError, match=r"^config\.data\.test chooses no scene, .*\.$"):
+        comparison.run(tiny_compare(**{"data.test": ""}), tmp_path)
