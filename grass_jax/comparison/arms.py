@@ -93,8 +93,7 @@ def segmentation_of(config: Any, seed: int, budget: str, number: int, *, init: s
         ConfigError: it cannot be run.
     """
     own = config.segment.copy_and_resolve_references()
-    own.data = config.data.copy_and_resolve_references()
-    own.data.workers = 0
+    own.data = ConfigDict({**config.data.to_dict(), "workers": own.data.workers})
     own.update({"seed": seed, "init": init, "labels": budget, "labels_seed": number})
     for key in ("name", "width"):
         own.model[key] = config.pretrain.model[key]

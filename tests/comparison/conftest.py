@@ -52,6 +52,6 @@ def tiny_compare(labelled_folder, tmp_path_factory):
             }
         )
         config.update_from_flattened_dict(changes)
-        return config
+        return config.lock()  # as the command line has it
 
     return config
