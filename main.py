@@ -45,7 +45,8 @@ def main(_: list[str]) -> None:
     except (ConfigError, ResumeError, DivergedError) as error:
         sys.exit(f"grass_jax: {error}")
     except KeyboardInterrupt:
-        goes_on = f" goes on from the newest checkpoint in {workdir}" if "phases" in config else " starts over"
+        resumes = "phases" in config or config.task == "compare"
+        goes_on = f" goes on from the newest checkpoint in {workdir}" if resumes else " starts over"
         sys.exit(f"grass_jax: interrupted; the same command{goes_on}.")
 
 

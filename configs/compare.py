@@ -35,10 +35,10 @@ def get_config(preset: str = "sample") -> ConfigDict:
             "name": "compare",
             "preset": preset,
             "seeds": (0, 1, 2),  # in this order, never chosen
-            "groups": ("causal",),  # of arms: causal, breadth, ablation, imagenet
+            "groups": ("causal", "imagenet"),  # of arms; others: breadth, ablation
             "only": (),  # names of arms instead
             "base": "warmup",  # the arm whose first phase's step is the unit of compute
-            "weights": "",  # file of ImageNet weights, for the group imagenet
+            "weights": "",  # file of ImageNet weights; without one the arms of imagenet are not measured
             "results": "",  # file to which measurements are appended; empty: results.jsonl in the workdir
             "purity": True,  # of the guided boxes, at the end of each phase
             "data": labelled.section(),

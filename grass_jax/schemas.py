@@ -250,6 +250,17 @@ EXPORT = Schema(
     together=lambda values: None,
 )
 
+
+def _check_comparison(values: dict[str, Any]) -> None:
+    check_labelled(values, "data")
+    budgets = [*values["probe.budgets"], *values["finetune.budgets"]]
+    if values["report.budget"] not in budgets:
+        raise ConfigError(
+            f"config.report.budget must be one of the budgets, {', '.join(map(repr, budgets))}, not "
+            f"{values['report.budget']!r}."
+        )
+
+
 # the sections `pretrain`, `arms` and `segment` are checked as the runs that they describe
 COMPARISON = Schema(
     rules={
@@ -276,7 +287,7 @@ COMPARISON = Schema(
         "report.scenes": whole(0),
     },
     phase_rules={},
-    together=lambda values: check_labelled(values, "data"),
+    together=_check_comparison,
 )
 
 SCHEMAS = {

@@ -253,7 +253,9 @@ def changed(**values):
 
 
 def test_every_rule_has_its_cases():
-    assert CASES.keys() == PRETRAINING.rules.keys() | {f"method.{key}" for key in rules_of("simclr")} | {f"gs.{key}" for key in PRETRAINING.phase_rules}
+    of_method, of_phase = (rules_of("simclr"), PRETRAINING.phase_rules)
+    sections = {f"method.{key}" for key in of_method} | {f"gs.{key}" for key in of_phase}
+    assert CASES.keys() == PRETRAINING.rules.keys() | sections
 
 
 @pytest.mark.parametrize("wrap", [ConfigDict, dict])

@@ -30,9 +30,12 @@ def chosen_arms(config: Any) -> dict[str, Any]:
             raise ConfigError(f"config.groups must name groups, {', '.join(sorted(groups))}, not {name!r}.")
     arms = {name: config.arms[name] for name in known}
     arms = {n: a for n, a in arms.items() if (n in config.only if config.only else a.group in config.groups)}
+    named = {"base": config.base}
     for name, arm in arms.items():
-        if arm.trunk and arm.trunk not in known:
-            raise ConfigError(f"config.arms.{name}.trunk must name an arm, {', '.join(known)}, not {arm.trunk!r}.")
+        named |= {f"arms.{name}.{key}": arm[key] for key in ("trunk", "equal_compute") if arm[key]}
+    for key, name in named.items():
+        if name not in known:
+            raise ConfigError(f"config.{key} must name an arm, {', '.join(known)}, not {name!r}.")
     if not arms:
         raise ConfigError("config.groups and config.only choose no arm: leave config.only empty or name some.")
     return arms
@@ -68,7 +71,7 @@ def pretraining_of(config: Any, name: str, seed: int, *, ratio: float = 1.0, tru
         own.data.path = own.data.path or _images(config)
     own.probe.update({"every_epochs": LONG if config.purity else 0.0})
     if config.purity:
-        own.probe.data.path = config.data.path
+        own.probe.data.update({"path": config.data.path, "tile_size": own.data.tile_size, "stride": own.data.stride})
         own.probe.data.data_dir = own.probe.data.data_dir or config.data.data_dir
     own.data.data_dir = own.data.data_dir or config.data.data_dir
     own.compilation_cache = config.compilation_cache

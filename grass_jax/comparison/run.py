@@ -73,7 +73,12 @@ def run(config: Any, workdir: str | Path) -> str | None:
 
 class _Comparison:
     def __init__(
-        self, config: Any, workdir: Path, labelled: LabelledSet, lists: dict[tuple[str, int], np.ndarray], results: Results
+        self,
+        config: Any,
+        workdir: Path,
+        labelled: LabelledSet,
+        lists: dict[tuple[str, int], np.ndarray],
+        results: Results,
     ):
         self.config, self.workdir, self.labelled, self.lists, self.results = config, workdir, labelled, lists, results
         self.costs = Costs(workdir, pretraining_of(config, config.base, 0))
@@ -110,7 +115,9 @@ class _Comparison:
 
     def report(self, arms: dict[str, Any]) -> str:
         """Writes tables and figures of all lines that belong to this comparison, and returns the tables."""
-        hashes = {config_hash(self.config, n, part, self.digest) for n in arms for part in ("probe", "finetune", "purity")}
+        hashes = {
+            config_hash(self.config, n, part, self.digest) for n in arms for part in ("probe", "finetune", "purity")
+        }
         rows = [r for r in self.results.rows if r["config_hash"] in hashes and r["seed"] in self.config.seeds]
         settings = self.config.report
         text = write_report(

@@ -17,6 +17,10 @@ STEPS = {
     "warmup_step": "instance discrimination (SimCLR, ID warm-up)",
     "gs_step": "gradient guided sampling (GraSS)",
 }
+STEPS_OF_OTHERS = {
+    "warmup_step": "self-supervised pretraining ({})",
+    "gs_step": "gradient guided sampling (GraSS) with the loss of {}",
+}
 
 
 class Trained(NamedTuple):
@@ -51,7 +55,9 @@ class Trained(NamedTuple):
             return f"supervised fine-tuning for segmentation, head {self.config['head']['name']}"
         phases = self.config["phases"]
         steps = [self.config[name]["step"] for name in phases[: phases.index(self.phase) + 1]]
-        return ", then ".join(STEPS[step] for step in steps)
+        name = self.config["method"]["name"]
+        words = STEPS if name == "simclr" else STEPS_OF_OTHERS
+        return ", then ".join(words[step].format(name) for step in steps)
 
 
 def open_trained(workdir: str | Path, step: int = 0) -> Trained:

@@ -51,7 +51,9 @@ def test_every_arm_has_its_lines(ended):
     assert "SimCLR, equal compute" in table
     report = workdir / "report"
     assert table == (report / "tables.md").read_text()
-    assert {"tables.md", "tables.tex", "budget.png", "compute.png", "predictions.png"} == {p.name for p in report.iterdir()}
+    assert {"tables.md", "tables.tex", "budget.png", "compute.png", "predictions.png"} == {
+        p.name for p in report.iterdir()
+    }
 
 
 def test_branches_share_the_warm_up_and_part_afterwards(ended):

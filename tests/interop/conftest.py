@@ -110,7 +110,11 @@ def make_run(tmp_path, random_variables):
             "log": {"every": 10},
         }
         if task == "pretrain":
-            config |= {"phases": ("warmup", "gs"), "warmup": {"step": "warmup_step", "epochs": 1}}
+            config |= {
+                "phases": ("warmup", "gs"),
+                "warmup": {"step": "warmup_step", "epochs": 1},
+                "method": {"name": "simclr"},
+            }
             config |= {"gs": {"step": "gs_step", "epochs": 1}}
             network, numbers = build_encoder(**model), {"steps": 4, "phases": {"warmup": {"ends": {"loss": 3.25}}}}
         else:
