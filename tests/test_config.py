@@ -253,7 +253,7 @@ def changed(**values):
 
 
 def test_every_rule_has_its_cases():
-    of_method, of_phase = (rules_of("simclr"), PRETRAINING.phase_rules)
+    of_method, of_phase = rules_of("simclr"), PRETRAINING.phase_rules
     sections = {f"method.{key}" for key in of_method} | {f"gs.{key}" for key in of_phase}
     assert CASES.keys() == PRETRAINING.rules.keys() | sections
 

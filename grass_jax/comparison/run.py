@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from absl import logging
 
-from grass_jax import pretrain, sharding
+from grass_jax import pretrain
 from grass_jax.bands import Bands
 from grass_jax.build import build_method
 from grass_jax.comparison.arms import chosen_arms, config_hash, pretraining_of, segmentation_of
@@ -31,6 +31,7 @@ from grass_jax.segment.lists import probe_lists
 from grass_jax.state import Encoder, create_state, load_encoder
 
 PICTURES = "pictures.npz"
+PARTS = ("probe", "finetune", "purity")
 
 
 def run(config: Any, workdir: str | Path) -> str | None:
@@ -89,7 +90,7 @@ class _Comparison:
         if arm.weights and not self.config.weights:
             logging.info("%s is not measured: config.weights names no file.", arm.label)
             return
-        wanted = {part: self._missing(part, name, seed) for part in ("probe", "finetune", "purity")}
+        wanted = {part: self._missing(part, name, seed) for part in PARTS}
         if not any(wanted.values()):
             return
         logging.info("%s, seed %d", arm.label, seed)
@@ -115,9 +116,7 @@ class _Comparison:
 
     def report(self, arms: dict[str, Any]) -> str:
         """Writes tables and figures of all lines that belong to this comparison, and returns the tables."""
-        hashes = {
-            config_hash(self.config, n, part, self.digest) for n in arms for part in ("probe", "finetune", "purity")
-        }
+        hashes = {self._key(part, name)["config_hash"] for name in arms for part in PARTS}
         rows = [r for r in self.results.rows if r["config_hash"] in hashes and r["seed"] in self.config.seeds]
         settings = self.config.report
         text = write_report(

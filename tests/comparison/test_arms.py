@@ -31,9 +31,8 @@ def test_the_causal_arms_differ_in_what_the_protocol_says(tiny_compare):
     config = tiny_compare(only=(), groups=("causal",))
     arms = chosen_arms(config)
     assert list(arms) == ["random", "warmup", "simclr_updates", "simclr_compute", "gs", "gs_random"]
-    runs = {
-        name: pretraining_of(config, name, 5, ratio=1.5, trunk="t" if arm.trunk else "") for name, arm in arms.items()
-    }
+    trunk = {name: "t" if arm.trunk else "" for name, arm in arms.items()}
+    runs = {name: pretraining_of(config, name, 5, ratio=1.5, trunk=trunk[name]) for name in arms}
     assert {run.seed for run in runs.values()} == {5}
     assert [runs[name].branch for name in arms] == ["", "", "t", "t", "t", "t"]
     assert [runs[name][runs[name].phases[-1]].step for name in list(arms)[2:]] == ["warmup_step"] * 2 + ["gs_step"] * 2
@@ -74,9 +73,7 @@ def test_another_method_replaces_the_section(tiny_compare):
 def test_changes_that_do_not_fit_are_named_with_the_arm(tiny_compare):
     config = tiny_compare()
     config.arms.gs.changes = {"guidance": {"threshold": 2.0}}
-    with pytest.raises(
-        ConfigError, match=r"^config\.arms\.gs: config\.pretrain\.guidance\.threshold must be .*2\.0\.$"
-    ):
+    with pytest.raises(ConfigError, match=r"^config\.arms\.gs: config\.pretrain\.guidance\.threshold must .*2\.0\.$"):
         pretraining_of(config, "gs", 0)
     config.arms.gs.changes = {"guided": {"threshold": 0.5}}
     with pytest.raises(ConfigError, match=r"^config\.arms\.gs.*guided"):
@@ -89,9 +86,7 @@ def test_changes_that_do_not_fit_are_named_with_the_arm(tiny_compare):
 
 
 def test_the_budget_of_the_report_is_measured(tiny_compare):
-    with pytest.raises(
-        ConfigError, match=r"^config\.report\.budget must be one of the budgets, '4', 'all', not '50'\.$"
-    ):
+    with pytest.raises(ConfigError, match=r"^config\.report\.budget must be one of .*'4', 'all', not '50'\.$"):
         check(tiny_compare(**{"report.budget": "50"}))
 
 

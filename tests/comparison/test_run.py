@@ -51,8 +51,8 @@ def test_every_arm_has_its_lines(ended):
     assert "SimCLR, equal compute" in table
     report = workdir / "report"
     assert table == (report / "tables.md").read_text()
-    assert {"tables.md", "tables.tex", "budget.png", "compute.png", "predictions.png"} == {
-        p.name for p in report.iterdir()
+    assert {path.name for path in report.iterdir()} == {
+        *("tables.md", "tables.tex", "budget.png", "compute.png", "predictions.png"),
     }
 
 
