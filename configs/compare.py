@@ -73,7 +73,6 @@ def arms(pretrain: ConfigDict, preset: str) -> dict[str, dict[str, Any]]:
     """
     branch = {"trunk": "warmup"}
     guided = {**branch, "phases": ("warmup", "gs")}
-    total = pretrain.warmup.epochs + pretrain.gs.epochs
     found = {
         "random": arm("random encoder", ()),
         "warmup": arm("warm-up alone", ("warmup",)),
@@ -87,7 +86,7 @@ def arms(pretrain: ConfigDict, preset: str) -> dict[str, dict[str, Any]]:
     }
     for name in BASELINES:
         method = import_module(f"configs.baselines.{name}").get_config(preset).method.to_dict()
-        found[name] = arm(name, ("warmup",), group="breadth", method=method, warmup={"epochs": total})
+        found[name] = arm(name, ("warmup",), group="breadth", equal_updates="gs", method=method)
     ablations: dict[str, tuple[str, dict[str, Any]]] = {
         "activation": ("activation without gradient", {"source": "activation"}),
         "pixels": ("gradient at the pixels", {"source": "pixels"}),
@@ -101,13 +100,10 @@ def arms(pretrain: ConfigDict, preset: str) -> dict[str, dict[str, Any]]:
     }
     for name, (label, guidance) in ablations.items():
         found[f"gs_{name}"] = arm(label, **guided, group="ablation", guidance=guidance)
-    found["gs_from_random"] = arm("no warm-up", ("gs",), group="ablation", gs={"epochs": total})
+    long = {"group": "ablation", "equal_updates": "gs"}
+    found["gs_from_random"] = arm("no warm-up", ("gs",), **long)
     found["gs_short_warmup"] = arm(
-        "half the warm-up",
-        ("warmup", "gs"),
-        group="ablation",
-        warmup={"epochs": pretrain.warmup.epochs / 2},
-        gs={"epochs": total - pretrain.warmup.epochs / 2},
+        "half the warm-up", ("warmup", "gs"), **long, warmup={"epochs": pretrain.warmup.epochs / 2}
     )
     return {name: {**section, "place": place} for place, (name, section) in enumerate(found.items())}
 
@@ -118,6 +114,7 @@ def arm(
     *,
     group: str = "causal",
     trunk: str = "",
+    equal_updates: str = "",
     equal_compute: str = "",
     weights: bool = False,
     **changes: Any,
@@ -129,12 +126,13 @@ def arm(
         phases: of its pretraining; none leaves the encoder as it begins.
         group: by which arms are chosen.
         trunk: the arm at whose end it goes on.
+        equal_updates: the arm that has as many updates in all; the last phase is as long as that takes.
         equal_compute: the arm whose compute its last phase takes; the measured step times say how many updates.
         weights: whether it begins with `config.weights`.
         **changes: of the shared recipe `config.pretrain`; `method` is replaced as a whole.
     """
-    named = {"label": label, "phases": phases, "group": group, "trunk": trunk}
-    return {**named, "equal_compute": equal_compute, "weights": weights, "changes": changes}
+    begins = {"label": label, "phases": phases, "group": group, "trunk": trunk, "weights": weights}
+    return {**begins, "equal_updates": equal_updates, "equal_compute": equal_compute, "changes": changes}
 
 
 RECIPE = {

@@ -32,7 +32,7 @@ def chosen_arms(config: Any) -> dict[str, Any]:
     arms = {n: a for n, a in arms.items() if (n in config.only if config.only else a.group in config.groups)}
     named = {"base": config.base}
     for name, arm in arms.items():
-        named |= {f"arms.{name}.{key}": arm[key] for key in ("trunk", "equal_compute") if arm[key]}
+        named |= {f"arms.{name}.{key}": arm[key] for key in ("trunk", "equal_updates", "equal_compute") if arm[key]}
     for key, name in named.items():
         if name not in known:
             raise ConfigError(f"config.{key} must name an arm, {', '.join(known)}, not {name!r}.")
@@ -65,6 +65,9 @@ def pretraining_of(config: Any, name: str, seed: int, *, ratio: float = 1.0, tru
     own.seed, own.branch, own.init = seed, trunk, config.weights if arm.weights else ""
     own.phases = tuple(arm.phases) or ("warmup",)  # an arm without phases is only looked at
     own.name, own.preset = "compare", f"{config.preset}_{name}"
+    if arm.equal_updates:
+        wanted = sum(config.pretrain[phase].epochs for phase in config.arms[arm.equal_updates].phases)
+        own[own.phases[-1]].epochs = wanted - sum(own[phase].epochs for phase in own.phases[:-1])
     if arm.equal_compute:
         own[own.phases[-1]].epochs *= ratio
     if own.data.name != "sample":
@@ -121,10 +124,16 @@ def config_hash(config: Any, name: str, evaluation: str, digest: str) -> str:
     """
     arm, trunk = config.arms[name], config.arms[name].trunk
     parts: dict[str, Any] = {"equal_compute": arm.equal_compute, "trained": bool(arm.phases), "data": digest}
+    if arm.weights:
+        parts["weights"] = Path(config.weights).name
     for role, part in {"arm": name, "trunk": trunk}.items():
         if part:
             plain = flatten(pretraining_of(config, part, 0))
-            parts[role] = {k: v for k, v in plain.items() if not k.startswith(FREE_KEYS)}
+            parts[role] = {
+                key: value
+                for key, value in plain.items()
+                if not key.startswith(FREE_KEYS) and not (arm.weights and key == "init")
+            }
     if evaluation == "probe":
         parts["evaluation"] = {key: config.probe[key] for key in ("l2", "window", "overlap")}
     elif evaluation == "finetune":

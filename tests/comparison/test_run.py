@@ -95,10 +95,10 @@ def test_what_is_there_is_not_done_again(ended, tiny_compare, monkeypatch):
 
 def test_fine_tuning_and_missing_weights(ended, tiny_compare):
     workdir, _ = ended
-    config = tiny_compare(only=("gs", "imagenet"), **{"finetune.budgets": ("4",), "finetune.lists": 1})
+    config = tiny_compare(only=("gs", "imagenet"), **{"finetune.budgets": ("8",), "finetune.lists": 1})
     table = comparison.run(config, workdir)
     (row,) = [row for row in numbers(workdir / "results.jsonl") if row["evaluation"] == "finetune"]
-    assert (row["arm"], row["budget"], row["crops"]) == ("gs", "4", 4)
+    assert (row["arm"], row["budget"], row["crops"]) == ("gs", "8", 8)
     assert np.sum([scene["matrix"] for scene in row["scenes"].values()]) == 2 * 96 * 128
     (line,) = {line for line in table.splitlines() if line.startswith("| ImageNet") and "not measured" in line}
     assert line
