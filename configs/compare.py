@@ -25,11 +25,11 @@ def get_config(preset: str = "sample") -> ConfigDict:
     if preset not in PRESETS:
         raise ValueError(f"configs/compare.py has the presets {', '.join(PRESETS)}, not {preset!r}.")
     settings = PRESETS[preset]
-    pretrain = gs.get_config(settings["pretrain"])
+    pretrain: Any = gs.get_config(settings["pretrain"])
     pretrain.update(RECIPE)
     # on a curve of its own, so that branches of any length share one warm-up
     pretrain.simclr = {"step": "warmup_step", "epochs": pretrain.gs.epochs}
-    config = ConfigDict(
+    config: Any = ConfigDict(
         {
             "task": "compare",
             "name": "compare",
@@ -64,15 +64,15 @@ def get_config(preset: str = "sample") -> ConfigDict:
     return config
 
 
-def arms(pretrain: ConfigDict, preset: str) -> dict[str, dict[str, Any]]:
+def arms(pretrain: Any, preset: str) -> dict[str, dict[str, Any]]:
     """Returns the arms by name.
 
     Args:
         pretrain: the recipe that they share.
         preset: of `configs/baselines/`, for the other methods.
     """
-    branch = {"trunk": "warmup"}
-    guided = {**branch, "phases": ("warmup", "gs")}
+    branch: dict[str, Any] = {"trunk": "warmup"}
+    guided: dict[str, Any] = {**branch, "phases": ("warmup", "gs")}
     found = {
         "random": arm("random encoder", ()),
         "warmup": arm("warm-up alone", ("warmup",)),
@@ -85,7 +85,8 @@ def arms(pretrain: ConfigDict, preset: str) -> dict[str, dict[str, Any]]:
         "imagenet_gs": arm("ImageNet, GS training", ("gs",), group="imagenet", weights=True),
     }
     for name in BASELINES:
-        method = import_module(f"configs.baselines.{name}").get_config(preset).method.to_dict()
+        config: Any = import_module(f"configs.baselines.{name}").get_config(preset)
+        method = config.method.to_dict()
         found[name] = arm(name, ("warmup",), group="breadth", equal_updates="gs", method=method)
     ablations: dict[str, tuple[str, dict[str, Any]]] = {
         "activation": ("activation without gradient", {"source": "activation"}),
@@ -100,7 +101,7 @@ def arms(pretrain: ConfigDict, preset: str) -> dict[str, dict[str, Any]]:
     }
     for name, (label, guidance) in ablations.items():
         found[f"gs_{name}"] = arm(label, **guided, group="ablation", guidance=guidance)
-    long = {"group": "ablation", "equal_updates": "gs"}
+    long: dict[str, Any] = {"group": "ablation", "equal_updates": "gs"}
     found["gs_from_random"] = arm("no warm-up", ("gs",), **long)
     found["gs_short_warmup"] = arm(
         "half the warm-up", ("warmup", "gs"), **long, warmup={"epochs": pretrain.warmup.epochs / 2}

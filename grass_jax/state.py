@@ -13,7 +13,7 @@ import optax
 from grass_jax.bands import Bands, normalise, unit_range
 from grass_jax.checkpoint import restore_part, run_config
 from grass_jax.methods import Method
-from grass_jax.models import build_encoder
+from grass_jax.models import ResNet, build_encoder
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -67,6 +67,8 @@ def create_state(
         if encoder is not None:
             params = {**params, "encoder": encoder["params"]}
             stats = {**stats, "encoder": encoder["batch_stats"]}
+        if isinstance(extra, dict):  # a moving average begins as what it follows
+            extra = {name: params.get(name, arrays) for name, arrays in extra.items()}
         return TrainState(jnp.zeros((), jnp.int32), params, stats, optimizer.init(params), extra)
 
     return init(key, encoder)
@@ -81,7 +83,7 @@ class Encoder(NamedTuple):
         bands: of the images that it reads, with their normalisation.
     """
 
-    module: nn.Module
+    module: ResNet
     variables: dict[str, Any]
     bands: Bands
 

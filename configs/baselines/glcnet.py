@@ -11,7 +11,7 @@ Otherwise than there: the encoder's last feature map takes the place of the deco
 regions over all that both views see that of four squares of 48 of 224 pixels at random places, see
 `grass_jax/methods/glcnet.py`; the hidden layer of the local head is as wide as the other's (64 there); AdamW; views are
 the main job's, where the original crops 0.4 to 1 of the area. With 0.08 to 1, 7 % of the tiles share too little to have
-regions (`matched` in the log).
+regions (`matched` in the log); guided views share less, and a fine map or `--config.method.grid=1` helps there.
 Small presets: temperature 0.2 and AdamW, as in `configs/gs.py`.
 """
 

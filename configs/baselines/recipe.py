@@ -28,7 +28,7 @@ def baseline(
     if preset == "reference" or preset not in gs.PRESETS:
         known = ", ".join(name for name in gs.PRESETS if name != "reference")
         raise ValueError(f"configs/baselines/{method['name']}.py has the presets {known}, not {preset!r}.")
-    config = gs.get_config(preset)
+    config: Any = gs.get_config(preset)
     narrow = config.model.width < 64
     config.method = ConfigDict(method | (small or {} if narrow else {}))
     config.update({} if narrow else full or {})

@@ -41,7 +41,7 @@ def chosen_arms(config: Any) -> dict[str, Any]:
     return arms
 
 
-def pretraining_of(config: Any, name: str, seed: int, *, ratio: float = 1.0, trunk: str = "") -> ConfigDict:
+def pretraining_of(config: Any, name: str, seed: int, *, ratio: float = 1.0, trunk: str = "") -> Any:
     """Returns the configuration of the run that pretrains an arm.
 
     Args:
@@ -85,7 +85,7 @@ def pretraining_of(config: Any, name: str, seed: int, *, ratio: float = 1.0, tru
     return own
 
 
-def segmentation_of(config: Any, seed: int, budget: str, number: int, *, init: str) -> ConfigDict:
+def segmentation_of(config: Any, seed: int, budget: str, number: int, *, init: str) -> Any:
     """Returns the configuration of the fine-tuning run on one list of labels.
 
     Args:

@@ -20,6 +20,7 @@ from grass_jax.methods import Method
 from grass_jax.methods.places import coverage, require_places, shared_regions
 from grass_jax.methods.skeleton import init_encoder, init_head, run_encoder, run_head
 from grass_jax.models.heads import ProjectionHead
+from grass_jax.state import TrainState
 
 RULES = {
     "hidden": whole(0, " (0: the width of what comes in)"),
@@ -39,7 +40,7 @@ def style(features: jax.Array) -> jax.Array:
     Returns:
         (..., 2 d) in at least float32; a channel without variation has the deviation sqrt(1e-5).
 
-    Source: arXiv 2106.10605, section III-B; the released code takes the variance.
+    Source: arXiv 2106.10605; the released code (GeoX-Lab/G-RSIM) takes the variance.
     """
     features = features.astype(jnp.promote_types(features.dtype, jnp.float32))
     # the small number keeps the gradient of a channel that is 0 everywhere finite
@@ -87,7 +88,7 @@ def glcnet_loss(
     Returns:
         l L_global + (1 - l) L_local, L_global and L_local, scalars in at least float32.
 
-    Source: arXiv 2106.10605, section III; GeoX-Lab/G-RSIM.
+    Source: arXiv 2106.10605; GeoX-Lab/G-RSIM.
     """
     rows = jnp.swapaxes(regions, 1, 2).reshape(-1, 2, regions.shape[-1])
     whole_views = info_nce(styles, temperature=temperature)
@@ -126,7 +127,7 @@ def glcnet(
         _, local_params, _ = init_head(head, keys[2], features)
         return {"encoder": params, "head": head_params, "local_head": local_params}, {"encoder": stats}, ()
 
-    def targets(state: Any, views: jax.Array, geometry: Geometry | None) -> tuple[jax.Array, jax.Array]:
+    def targets(state: TrainState, views: jax.Array, geometry: Geometry | None) -> tuple[jax.Array, jax.Array]:
         return shared_regions(require_places(geometry, "glcnet"), grid)
 
     def loss(params: Any, stats: Any, features: jax.Array, targets: Any) -> tuple[jax.Array, tuple[Any, dict]]:

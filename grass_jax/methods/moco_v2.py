@@ -1,7 +1,7 @@
 """MoCo v2 (arXiv 2003.04297): InfoNCE against a queue of keys that a moving average of the network has made.
 
-Otherwise than in the paper: the loss is symmetric, every view is a query and a key; and batch norm sees the whole batch,
-so that there are no parts of it among which the keys could be shuffled (arXiv 1911.05722, section 3.3).
+Otherwise than in the paper: the loss is symmetric, every view is a query and a key; and batch norm sees the whole
+batch, so that there are no parts of it among which the keys could be shuffled (arXiv 1911.05722, section 3.3).
 """
 
 from functools import partial

@@ -21,6 +21,7 @@ from grass_jax.methods.skeleton import (
     run_head,
 )
 from grass_jax.models.heads import MLPHead
+from grass_jax.state import TrainState
 
 RULES = {
     "hidden": whole(1),
@@ -107,7 +108,7 @@ def pixpro(
         params = {"encoder": params, "head": head_params, "transform": transform_params}
         return params, {"encoder": stats, "head": head_stats}, {name: params[name] for name in ("encoder", "head")}
 
-    def targets(state: Any, views: jax.Array, geometry: Geometry | None) -> dict[str, jax.Array]:
+    def targets(state: TrainState, views: jax.Array, geometry: Geometry | None) -> dict[str, jax.Array]:
         geometry = require_places(geometry, "pixpro")
         # in train mode the batch's own statistics normalise: the moving average needs no running ones
         features, _ = run_encoder(encoder, state.extra, state.stats, views)
