@@ -88,6 +88,14 @@ def test_the_targets_are_the_target_networks_in_train_mode(tiny_byol, start):
     assert np.abs(found - targets(start)[0]).max() > 0.1
 
 
+def test_with_given_weights_the_target_network_begins_with_them_too(tiny_byol, start):
+    given = jax.tree.map(lambda x: x + 1, {"params": start.params["encoder"], "batch_stats": start.stats["encoder"]})
+    state = create_state(jax.random.key(0), tiny_byol, optax.adam(3e-3), size=32, encoder=given)
+    for encoder in (state.params["encoder"], state.extra["encoder"]):
+        jax.tree.map(np.testing.assert_array_equal, encoder, given["params"])
+    jax.tree.map(np.testing.assert_array_equal, state.extra["projector"], start.extra["projector"])
+
+
 def test_thirty_updates(train30, tiny_byol):
     _, metrics = train30(tiny_byol, rate=3e-3)
     losses = [step["loss"] for step in metrics]
