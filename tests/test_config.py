@@ -363,6 +363,28 @@ def test_the_guidance_map_has_more_than_one_value():
         check(changed(**{"augment.size": 63, "model.output_stride": 32}))
     check(changed(**{"augment.size": 64, "model.output_stride": 32}))
     check(changed(**{"augment.size": 32, "model.output_stride": 32, "phases": ("warmup",)}))  # has no guidance
+    coarse = {"augment.size": 48, "model.output_stride": 32}
+    with pytest.raises(ConfigError, match=r"1x1: raise config\.augment\.size"):
+        check(changed(**coarse))
+    check(changed(**coarse, **{"guidance.stage": 3}))  # of stride 16
+    with pytest.raises(ConfigError, match=r"1x1: raise config\.guidance\.size or lower config\.model\.output_stride"):
+        check(changed(**coarse, **{"guidance.stage": 3, "guidance.size": 31}))
+    check(changed(**coarse, **{"guidance.stage": 2, "guidance.size": 31}))
+
+
+def test_views_are_not_enlarged_for_the_guidance():
+    with pytest.raises(ConfigError, match=r"guidance\.size must be at most config\.augment\.size, 64, not 65\.$"):
+        check(changed(**{"guidance.size": 65}))
+
+
+def test_a_branch_has_a_schedule_per_phase_and_a_start_of_its_own():
+    good = {"branch": "runs/warmup", "schedule.restart": True}
+    check(changed(**good))
+    for bad in ({"schedule.restart": False}, {"phases": ("warmup",)}, {"init": "encoder.safetensors"}):
+        with pytest.raises(
+            ConfigError, match=r"^config\.branch goes on .* needs config\.schedule\.restart=True, a phase more"
+        ):
+            check(changed(**good | bad))
 
 
 def test_an_unknown_task_is_named():

@@ -34,20 +34,25 @@ stages_of = jax.jit(
 
 
 def state_of(seed: int):
-    return create_state(jax.random.key(seed), METHOD, optax.sgd(0.1), size=SIZE)
+    """A network with biases, as after training: the loss knows no scale, so that without them every map sums to 0."""
+    rng, start = np.random.default_rng(seed), create_state(jax.random.key(seed), METHOD, optax.sgd(0.1), size=SIZE)
+    noisy = jax.tree.map(lambda a: a + rng.normal(size=a.shape).astype(np.float32) if a.ndim == 1 else a, start.params)
+    return start.replace(params=noisy)
 
 
 @pytest.fixture(scope="module")
 def state():
-    return state_of(1)
+    return state_of(0)
 
 
 @pytest.fixture(scope="module")
 def views():
-    """Blocks of noise of two sizes: maps with both signs, and some without a positive value."""
+    """Noise in blocks, and every other tile flat: maps of both signs, and of one."""
     rng = np.random.default_rng(0)
-    coarse, fine = (rng.normal(size=(TILES, 2, SIZE // n, SIZE // n, 3)).repeat(n, 2).repeat(n, 3) for n in (8, 2))
-    return jnp.asarray(coarse + 0.5 * fine, jnp.float32)
+    views = rng.normal(size=(TILES, 2, SIZE // 8, SIZE // 8, 3)).repeat(8, 2).repeat(8, 3)
+    views = views + rng.normal(size=(TILES, 2, 1, 1, 3))
+    views[::2] = views[::2, :, :1, :1]
+    return jnp.asarray(views, jnp.float32)
 
 
 @pytest.fixture(scope="module")
@@ -59,11 +64,17 @@ def plain(state, views):
     return guidance, stats
 
 
-def features_of(state, views, stage: int) -> np.ndarray:
-    """What a stage of the encoder gives, (b, 2, h, w, d), from the module itself."""
-    stages, _ = stages_of({"params": state.params["encoder"], "batch_stats": state.stats["encoder"]}, views)
+@pytest.fixture(scope="module")
+def noise():
+    """Two tiles in which no two values tie: gradients that finite differences can follow, in float64."""
+    return np.random.default_rng(1).normal(size=(2, 2, SIZE, SIZE, 3))
+
+
+def features_of(state, views, stage: int) -> tuple[np.ndarray, dict]:
+    """What a stage of the encoder gives, (b, 2, h, w, d), and the statistics after one pass, from the module itself."""
+    stages, updated = stages_of({"params": state.params["encoder"], "batch_stats": state.stats["encoder"]}, views)
     features = np.asarray(stages[stage - 1], np.float64)
-    return features.reshape(-1, 2, *features.shape[1:])
+    return features.reshape(-1, 2, *features.shape[1:]), {"encoder": updated["batch_stats"]}
 
 
 def in_float64(tree):
@@ -72,12 +83,16 @@ def in_float64(tree):
 
 def pillow_resize(image: np.ndarray, size: int) -> np.ndarray:
     """Pillow's antialiased bilinear resize of one channel (h, w), in float32."""
-    resized = Image.fromarray(np.asarray(image, np.float32), mode=None).resize((size, size), Image.Resampling.BILINEAR)
+    resized = Image.fromarray(np.asarray(image, np.float32)).resize((size, size), Image.Resampling.BILINEAR)
     return np.asarray(resized)
 
 
 def same_trees(one, other):
     jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+def close_trees(one, other):
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), one, other)
 
 
 def test_random_boxes_have_the_guided_ones_sizes_and_other_places(state, views, plain):
@@ -94,23 +109,23 @@ def test_random_boxes_have_the_guided_ones_sizes_and_other_places(state, views, 
     again, other = (ask(state, views, hp=hp, key=jax.random.key(seed))[0].boxes for seed in (3, 4))
     np.testing.assert_array_equal(again, boxes)
     assert (np.asarray(other) != boxes).any()
-    same_trees(jax.tree.map(jnp.shape, stats), jax.tree.map(jnp.shape, plain[1]))
+    close_trees(stats, plain[1])
 
 
 def test_random_boxes_need_a_key(state, views):
-    with pytest.raises(ValueError, match=r"^Random boxes need a key: give guide\(\) one\.$"):
+    with pytest.raises(ValueError, match="need a key") as error:
         jax.eval_shape(partial(guide, method=METHOD, hp=GuidanceSettings(boxes="random")), state, views)
+    assert str(error.value) == "Random boxes need a key: give guide() one."
 
 
-@pytest.mark.parametrize("stage", [2, 4])
-def test_activation_is_the_mean_over_channels(state, views, plain, stage):
-    found, stats = ask(state, views, hp=GuidanceSettings(source="activation", stage=stage))
-    np.testing.assert_allclose(found.maps, features_of(state, views, stage).mean(-1), rtol=1e-4, atol=1e-6)
+def test_activation_is_the_mean_over_channels(state, views, plain):
+    found, stats = ask(state, views, hp=GuidanceSettings(source="activation"))
+    features, expected_stats = features_of(state, views, 4)
+    np.testing.assert_allclose(found.maps, features.mean(-1), rtol=1e-4, atol=1e-6)
     np.testing.assert_array_equal(found.boxes, boxes_of(found.maps))
     assert not found.fallback.any()
     np.testing.assert_allclose(found.loss, plain[0].loss, rtol=1e-5)
-    # the pass ends at the loss, whatever the stage: it updates all statistics, and each once
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), stats, plain[1])
+    close_trees(stats, expected_stats)
 
 
 def loss_by_hand(params, stats, views):
@@ -124,35 +139,37 @@ def loss_by_hand(params, stats, views):
     return info_nce(embeddings.reshape(*views.shape[:2], -1), temperature=0.5)
 
 
-def test_pixels_are_the_absolute_gradient_at_the_input(state, views):
+def test_pixels_are_the_absolute_gradient_at_the_input(state, noise):
     with jax.enable_x64(True):
-        exact, few = in_float64(state), jnp.asarray(views[:4], jnp.float64)
+        exact, few = in_float64(state), jnp.asarray(noise)
         found, _ = ask(exact, few, hp=GuidanceSettings(source="pixels"))
         loss = jax.jit(partial(loss_by_hand, exact.params, exact.stats))
+        np.testing.assert_allclose(found.loss, loss(few), rtol=1e-12)
         gradient = np.asarray(jax.jit(jax.grad(loss))(few))
-        for index in np.argsort(-np.abs(gradient), axis=None)[[0, 10, 100, 1000, 10000]]:
+        for index in np.argsort(-np.abs(gradient), axis=None)[[0, 10, 100, 1000]]:
             change = np.zeros(few.size)
             change[index] = 1e-5
             change = change.reshape(few.shape)
             slope = (float(loss(few + change)) - float(loss(few - change))) / 2e-5
             np.testing.assert_allclose(gradient.flat[index], slope, rtol=1e-3)
-    fine = np.abs(gradient).mean(-1)
-    assert found.maps.shape == (4, 2, SIZE // STRIDE, SIZE // STRIDE)
-    for tile, view in np.ndindex(4, 2):
+    fine, maps = np.abs(gradient).mean(-1), np.asarray(found.maps)
+    assert maps.shape == (2, 2, SIZE // STRIDE, SIZE // STRIDE)
+    for tile, view in np.ndindex(2, 2):
         # Pillow computes in float32
         expected = pillow_resize(fine[tile, view] / fine.max(), SIZE // STRIDE)
-        np.testing.assert_allclose(found.maps[tile, view] / fine.max(), expected, rtol=1e-5)
+        np.testing.assert_allclose(maps[tile, view] / fine.max(), expected, rtol=1e-5)
     assert not found.fallback.any()
-    np.testing.assert_allclose(found.loss, loss(few), rtol=1e-12)
 
 
 @pytest.mark.parametrize("stage", [2, 3])
-def test_an_earlier_stages_map_by_finite_differences(state, views, stage):
+def test_an_earlier_stages_map_by_finite_differences(state, noise, stage):
     """A channel's weight is what a constant, added to it all over one view, does to the loss, per pixel."""
     with jax.enable_x64(True):
-        exact, few = in_float64(state), jnp.asarray(views[:4], jnp.float64)
-        found, _ = ask(exact, few, hp=GuidanceSettings(stage=stage))
-        features = features_of(exact, few, stage)
+        exact, few = in_float64(state), jnp.asarray(noise)
+        found, stats = ask(exact, few, hp=GuidanceSettings(stage=stage))
+        features, expected_stats = features_of(exact, few, stage)
+        # the two parts of the encoder together update all of its statistics, and each once
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-12), stats, expected_stats)
         part, _ = jax.jit(partial(METHOD.encode, end=stage))(exact.params, exact.stats, few)
         np.testing.assert_allclose(part, features, rtol=1e-12, atol=1e-12)
 
@@ -167,10 +184,11 @@ def test_an_earlier_stages_map_by_finite_differences(state, views, stage):
             change = np.zeros_like(features)
             change[tile, view, ..., channel] = step
             weights[tile, view, channel] = (loss(features + change) - loss(features - change)) / (2 * step) / (h * w)
+        np.testing.assert_allclose(found.loss, loss(features), rtol=1e-12)
+        boxes = np.where(found.fallback[..., None], WHOLE, boxes_of(found.maps))
     expected = (features * weights[:, :, None, None]).mean(-1)
     np.testing.assert_allclose(found.maps, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
-    np.testing.assert_array_equal(found.boxes[~found.fallback], boxes_of(found.maps)[~found.fallback])
-    np.testing.assert_allclose(found.loss, loss(features), rtol=1e-12)
+    np.testing.assert_array_equal(found.boxes, boxes)
 
 
 def test_negated_maps_have_the_boxes_of_what_lowers_the_loss(state, views, plain):
@@ -180,24 +198,24 @@ def test_negated_maps_have_the_boxes_of_what_lowers_the_loss(state, views, plain
     assert 0 < fallback.sum() < fallback.size
     np.testing.assert_array_equal(found.fallback, fallback)
     np.testing.assert_array_equal(found.boxes, np.where(fallback[..., None], WHOLE, boxes_of(found.maps)))
-    flipped, _ = ask(state, views, hp=GuidanceSettings(negate=True, sign="flip"))
-    expected = np.asarray(found.maps) / np.asarray(found.maps).max((2, 3), keepdims=True)
-    np.testing.assert_allclose(flipped.maps, expected, rtol=1e-3, atol=1e-5)
-    assert not flipped.fallback.any()
 
 
-@pytest.mark.parametrize("boxes", ["guided", "random"])
-def test_first_leaves_every_second_view_whole(state, views, plain, boxes):
-    found, _ = ask(state, views, hp=GuidanceSettings(views="first", boxes=boxes), key=jax.random.key(0))
-    np.testing.assert_array_equal(found.boxes[:, 1], np.broadcast_to(WHOLE, (TILES, 4)))
-    first, guided = np.asarray(found.boxes[:, 0]), np.asarray(plain[0].boxes[:, 0])
+def test_first_leaves_every_second_view_whole(state, views, plain):
+    found, random = (
+        ask(state, views, hp=GuidanceSettings(views="first", boxes=boxes), key=jax.random.key(0))[0]
+        for boxes in ("guided", "random")
+    )
+    first, guided = np.asarray(random.boxes[:, 0]), np.asarray(plain[0].boxes[:, 0])
+    np.testing.assert_array_equal(found.boxes[:, 0], guided)
     np.testing.assert_array_equal(first[:, 2:] - first[:, :2], guided[:, 2:] - guided[:, :2])
-    assert (boxes == "guided") == np.array_equal(first, guided)
-    np.testing.assert_array_equal(found.fallback, plain[0].fallback)
+    assert (first != guided).any()
+    for one in (found, random):
+        np.testing.assert_array_equal(one.boxes[:, 1], np.broadcast_to(WHOLE, (TILES, 4)))
+        np.testing.assert_array_equal(one.fallback, plain[0].fallback)
 
 
-@pytest.mark.parametrize("size", [16, 24])
-def test_maps_of_shrunk_views_have_boxes_in_the_full_ones(state, views, size):
+def test_maps_of_shrunk_views_have_boxes_in_the_full_ones(state, views):
+    size = 24
     shrunk = np.empty((TILES, 2, size, size, 3), np.float32)
     for tile, view, band in np.ndindex(TILES, 2, 3):
         shrunk[tile, view, ..., band] = pillow_resize(views[tile, view, ..., band], size)
@@ -206,10 +224,8 @@ def test_maps_of_shrunk_views_have_boxes_in_the_full_ones(state, views, size):
     assert found.maps.shape == (TILES, 2, size // STRIDE, size // STRIDE)
     np.testing.assert_allclose(found.maps, expected.maps, rtol=1e-3, atol=1e-6)
     np.testing.assert_allclose(found.loss, expected.loss, rtol=1e-5)
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), stats, expected_stats)
-    np.testing.assert_array_equal(
-        found.boxes, np.where(found.fallback[..., None], WHOLE, boxes_of(found.maps))
-    )
+    close_trees(stats, expected_stats)
+    np.testing.assert_array_equal(found.boxes, np.where(found.fallback[..., None], WHOLE, boxes_of(found.maps)))
     assert found.boxes[..., 2:].max() == SIZE
     assert (np.asarray(found.boxes) != WHOLE).any()
 
@@ -246,8 +262,14 @@ def test_a_random_encoders_maps_know_nothing_of_the_trained_one(state, views):
         ({"stage": 5}, "stage must be 1, 2, 3 or 4, not 5"),
         ({"size": -1}, "size must be at least 0, not -1"),
         ({"stage": 3, "source": "pixels"}, "stage must be 4 with the source 'pixels', not 3"),
-        ({"negate": True, "source": "pixels"}, "negate needs the source 'gradient': a map of 'pixels' has no sign to turn"),
-        ({"negate": True, "source": "activation"}, "negate needs the source 'gradient': a map of 'activation' has no sign to turn"),
+        (
+            {"negate": True, "source": "pixels"},
+            "negate needs the source 'gradient': a map of 'pixels' has no sign to turn",
+        ),
+        (
+            {"negate": True, "source": "activation"},
+            "negate needs the source 'gradient': a map of 'activation' has no sign to turn",
+        ),
     ],
 )
 def test_settings_that_cannot_be_are_refused_in_a_sentence(settings, words):
@@ -296,7 +318,7 @@ def test_a_method_that_wants_places_gets_those_inside_the_boxes(state, batch):
 @pytest.mark.parametrize(
     "settings",
     [
-        {"source": "activation", "boxes": "random", "views": "first"},
+        {"boxes": "random", "views": "first"},
         {"source": "pixels", "size": 24, "threshold": 0.7},
         {"encoder": "random", "stage": 3, "negate": True},
     ],
