@@ -8,12 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from grass_jax.report.atomic import replacing
 from grass_jax.report.comparison import read_results
 from grass_jax.report.environment import environment
-from grass_jax.segment.evaluate import Evaluation
 
 KEY = ("config_hash", "arm", "seed", "evaluation", "budget", "list", "phase")
 
@@ -55,23 +53,15 @@ class Results:
             os.fsync(file.fileno())
 
 
-def scored(evaluation: Evaluation | Mapping[str, Any], by_scene: Mapping[str, Any]) -> dict[str, Any]:
+def scored(scores: Mapping[str, Any], scenes: Mapping[str, Any]) -> dict[str, Any]:
     """The figures of a line.
 
     Args:
-        evaluation: or its `scores`, as `summary.json` holds them.
-        by_scene: name -> group and matrix.
+        scores: of an `Evaluation`, or as `summary.json` holds them.
+        scenes: from `scene_records`, or as `confusion.json` holds them.
     """
-    found = evaluation.scores if isinstance(evaluation, Evaluation) else evaluation
-    return {
-        "miou": found["miou"],
-        "area_miou": found["areas"]["miou"],
-        "overall_accuracy": found["overall_accuracy"],
-        "iou": found["iou"],
-        "scenes": {
-            name: {"group": group, "matrix": np.asarray(matrix).tolist()} for name, (group, matrix) in by_scene.items()
-        },
-    }
+    figures = {name: scores[name] for name in ("miou", "overall_accuracy", "iou")}
+    return {**figures, "area_miou": scores["areas"]["miou"], "scenes": scenes}
 
 
 def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:

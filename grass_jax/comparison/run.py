@@ -25,7 +25,7 @@ from grass_jax.report.comparison_tables import write_report
 from grass_jax.report.log import write_json
 from grass_jax.schemas import check
 from grass_jax.segment import finetune
-from grass_jax.segment.evaluate import Evaluation
+from grass_jax.segment.evaluate import Evaluation, scene_records
 from grass_jax.segment.labelled_data import choose, open_data
 from grass_jax.segment.lists import probe_lists
 from grass_jax.state import Encoder, create_state, load_encoder
@@ -203,7 +203,7 @@ class _Comparison:
             row
             | self._key("probe", row["arm"])
             | {"budget": budget, "list": number, "crops": len(self.lists[budget, number]), "seconds": seconds}
-            | scored(evaluation, evaluation.by_scene)
+            | scored(evaluation.scores, scene_records(evaluation))
             for (budget, number), evaluation in found.items()
         )
 
@@ -213,11 +213,10 @@ class _Comparison:
         if not (folder / "summary.json").exists():
             finetune.run(own, folder)
         summary = json.loads((folder / "summary.json").read_text())
-        confusion = json.loads((folder / "confusion.json").read_text())["scenes"]
-        by_scene = {name: (scene["group"], scene["matrix"]) for name, scene in confusion.items()}
+        scenes = json.loads((folder / "confusion.json").read_text())["scenes"]
         measured = {"budget": budget, "list": number, "crops": summary["labelled_crops"]}
         measured["seconds"] = round(time.monotonic() - began, 1)
-        self.results.add([row | self._key("finetune", row["arm"]) | measured | scored(summary["test"], by_scene)])
+        self.results.add([row | self._key("finetune", row["arm"]) | measured | scored(summary["test"], scenes)])
 
     def _pictures(self, arms: dict[str, Any]) -> list[tuple[str, np.ndarray, np.ndarray, dict[str, np.ndarray]]]:
         """Of the first seed, image, truth and every arm's prediction of some scenes."""
