@@ -109,7 +109,8 @@ def guide(
         local: wraps the map -> box function so that each device runs it on its own rows.
 
     Returns:
-        The guidance, and the batch-norm statistics after the pass (the original updates them here, too).
+        The guidance, and the batch-norm statistics after the pass (the original updates them here, too); of a random
+        encoder's pass, or one on shrunk views, those before it.
 
     Raises:
         ValueError: random boxes are asked for without a key.
@@ -132,7 +133,8 @@ def guide(
         if key is None:
             raise ValueError("Random boxes need a key: give guide() one.")
         boxes = random_places(key, boxes, size)
-    return Guidance(boxes, maps, fallback, loss), own_stats if hp.encoder == "random" else stats
+    elsewhere = hp.encoder == "random" or hp.size  # statistics of other parameters, or of other views than train
+    return Guidance(boxes, maps, fallback, loss), own_stats if elsewhere else stats
 
 
 def _maps(

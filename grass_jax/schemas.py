@@ -27,7 +27,7 @@ from grass_jax.config import (
 )
 from grass_jax.data.published.facts import PUBLISHED
 from grass_jax.data_rules import LABELLED, check_archives, check_labelled, class_count
-from grass_jax.guidance import CHOICES, LAST_STAGE
+from grass_jax.guidance import CHOICES, LAST_STAGE, GuidanceSettings
 from grass_jax.methods.registry import NAMES as METHODS
 from grass_jax.methods.registry import rules_of
 from grass_jax.shared_rules import BUDGET, SCORING, SHARED, SLIDING, TRAINING, section
@@ -58,6 +58,11 @@ def _check_pretraining(values: dict[str, Any]) -> None:
             "give its folder images."
         )
     guided = any(values[f"{name}.step"] == "gs_step" for name in values["phases"])
+    chosen = {key.removeprefix("guidance."): value for key, value in values.items() if key.startswith("guidance.")}
+    try:
+        GuidanceSettings(**chosen)
+    except ValueError as error:
+        raise ConfigError(f"config.guidance: {error}") from error
     stride = min(values["model.output_stride"], 2 ** (values["guidance.stage"] + 1))
     if guided and (values["guidance.size"] or values["augment.size"]) < 2 * stride:
         which = "guidance" if values["guidance.size"] else "augment"

@@ -153,6 +153,8 @@ def probe_curve(path: str | os.PathLike, records: Sequence[Mapping[str, Any]]) -
         ax.annotate(label, (last["step"], last["miou"]), textcoords="offset points", fontsize=9, **place)
         begin = last["step"]
     ax.margins(x=0.06, y=0.15)
+    if records and records[0]["step"]:
+        ax.set_xlim(left=0)  # a branch is probed at its end alone
     ax.grid(alpha=0.3)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
     ax.xaxis.set_major_formatter("{x:,.0f}")
