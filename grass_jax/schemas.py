@@ -58,6 +58,10 @@ def _check_pretraining(values: dict[str, Any]) -> None:
             "give its folder images."
         )
     guided = any(values[f"{name}.step"] == "gs_step" for name in values["phases"])
+    if values["model.init"] == "original" and values["method.name"] != "simclr":
+        raise ConfigError(
+            f"config.model.init 'original' knows SimCLR's head alone: {values['method.name']} takes 'torchvision'."
+        )
     chosen = {key.removeprefix("guidance."): value for key, value in values.items() if key.startswith("guidance.")}
     try:
         GuidanceSettings(**chosen)

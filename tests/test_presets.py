@@ -1,9 +1,13 @@
 """The config files: every preset can be run, and `reference` is the original."""
 
+from importlib import import_module
+
 import pytest
 from ml_collections import ConfigDict
 
 from configs import evaluate, gs, predict, segment, warmup
+from grass_jax.config import ConfigError
+from grass_jax.methods.registry import NAMES
 from grass_jax.schemas import check
 
 
@@ -18,6 +22,30 @@ def test_every_preset_passes_the_check(file, preset, tmp_path):
     check(config)
     assert config.preset == preset
     assert isinstance(config, ConfigDict)
+
+
+@pytest.mark.parametrize("preset", [name for name in gs.PRESETS if name != "reference"])
+@pytest.mark.parametrize("method", [name for name in NAMES if name != "simclr"])
+def test_every_preset_of_every_method_passes_the_check(method, preset, tmp_path):
+    file = import_module(f"configs.baselines.{method}")
+    config = file.get_config(preset)
+    if config.data.name != "sample":
+        config.data.path = str(tmp_path)
+    if config.probe.data.name == "segmentation_folder":
+        config.probe.data.path = str(tmp_path)
+    check(config)
+    config.phases = ("warmup", "gs")
+    check(config)
+    assert config.method.name == method
+    with pytest.raises(ValueError, match=r"sample, folder, .*, not 'reference'"):
+        file.get_config("reference")
+
+
+def test_the_original_initialisation_is_simclrs():
+    config = import_module("configs.baselines.byol").get_config()
+    config.model.init = "original"
+    with pytest.raises(ConfigError, match=r"^config\.model\.init 'original' .* byol takes 'torchvision'\.$"):
+        check(config)
 
 
 @pytest.mark.parametrize(("file", "preset"), [(f, p) for f in (segment, evaluate) for p in f.PRESETS])
