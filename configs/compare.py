@@ -7,7 +7,7 @@
     python main.py --config=configs/compare.py:dubai_development --config.data.path=FOLDER       ablations
 
 What is compared, how, and when the answer counts as one: `docs/protocol.md`. The same command goes on where it was
-stopped; more seeds are appended. The sample takes 12 minutes on 2 CPU cores.
+stopped; more seeds are appended. The sample takes six minutes on 2 CPU cores.
 """
 
 from importlib import import_module
@@ -35,8 +35,8 @@ def get_config(preset: str = "sample") -> ConfigDict:
             "name": "compare",
             "preset": preset,
             "seeds": (0, 1, 2),  # in this order, never chosen
-            "groups": ("causal", "imagenet"),  # of arms; others: breadth, ablation
-            "only": (),  # names of arms instead
+            "groups": ("causal",),  # of arms: causal, breadth, ablation; each has a report of its own
+            "only": (),  # names of some of their arms; empty: all
             "base": "warmup",  # the arm whose first phase's step is the unit of compute
             "weights": "",  # file of ImageNet weights; without one the arms of imagenet are not measured
             "results": "",  # file to which measurements are appended; empty: results.jsonl in the workdir
@@ -76,18 +76,31 @@ def arms(pretrain: Any, preset: str) -> dict[str, dict[str, Any]]:
     found = {
         "random": arm("random encoder", ()),
         "warmup": arm("warm-up alone", ("warmup",)),
-        "simclr_updates": arm("SimCLR, equal updates", ("warmup", "simclr"), **branch),
+        "simclr_updates": arm("SimCLR, equal updates", ("warmup", "simclr"), **branch, equal_updates="gs"),
         "simclr_compute": arm("SimCLR, equal compute", ("warmup", "simclr"), **branch, equal_compute="gs"),
         "gs": arm("GS training", **guided),
         "gs_random": arm("random boxes", **guided, guidance={"boxes": "random"}),
-        "imagenet": arm("ImageNet", (), group="imagenet", weights=True),
-        "imagenet_simclr": arm("ImageNet, SimCLR", ("simclr",), group="imagenet", weights=True, equal_compute="gs"),
-        "imagenet_gs": arm("ImageNet, GS training", ("gs",), group="imagenet", weights=True),
+        "imagenet": arm("ImageNet", (), weights=True),
+        "imagenet_simclr": arm("ImageNet, SimCLR", ("simclr",), weights=True, equal_compute="gs"),
+        "imagenet_gs": arm("ImageNet, GS training", ("gs",), weights=True),
     }
     for name in BASELINES:
         config: Any = import_module(f"configs.baselines.{name}").get_config(preset)
-        method = config.method.to_dict()
-        found[name] = arm(name, ("warmup",), group="breadth", equal_updates="gs", method=method)
+        method, share = config.method.to_dict(), pretrain.batch_size / config.batch_size
+        if "prototypes" in method:
+            method["prototypes"] = round(method["prototypes"] * share)  # as many for a tile of the batch
+        settings = {"optimizer": config.optimizer.to_dict(), "schedule": {"peak": config.schedule.peak * share}}
+        if config.optimizer.name == "adamw":
+            settings["schedule"]["peak"] = config.schedule.peak  # the others' are linear in the batch
+        found[name] = arm(
+            name,
+            ("warmup",),
+            group="breadth",
+            equal_updates="gs",
+            against="simclr_updates",
+            method=method,
+            **settings,
+        )
     ablations: dict[str, tuple[str, dict[str, Any]]] = {
         "activation": ("activation without gradient", {"source": "activation"}),
         "pixels": ("gradient at the pixels", {"source": "pixels"}),
@@ -100,8 +113,8 @@ def arms(pretrain: Any, preset: str) -> dict[str, dict[str, Any]]:
         "half_size": ("guidance at half size", {"size": pretrain.augment.size // 2}),
     }
     for name, (label, guidance) in ablations.items():
-        found[f"gs_{name}"] = arm(label, **guided, group="ablation", guidance=guidance)
-    long: dict[str, Any] = {"group": "ablation", "equal_updates": "gs"}
+        found[f"gs_{name}"] = arm(label, **guided, group="ablation", against="gs", guidance=guidance)
+    long: dict[str, Any] = {"group": "ablation", "equal_updates": "gs", "against": "gs"}
     found["gs_from_random"] = arm("no warm-up", ("gs",), **long)
     found["gs_short_warmup"] = arm(
         "half the warm-up", ("warmup", "gs"), **long, warmup={"epochs": pretrain.warmup.epochs / 2}
@@ -118,6 +131,7 @@ def arm(
     equal_updates: str = "",
     equal_compute: str = "",
     weights: bool = False,
+    against: str = "",
     **changes: Any,
 ) -> dict[str, Any]:
     """Returns the section of an arm.
@@ -130,10 +144,12 @@ def arm(
         equal_updates: the arm that has as many updates in all; the last phase is as long as that takes.
         equal_compute: the arm whose compute its last phase takes; the measured step times say how many updates.
         weights: whether it begins with `config.weights`.
+        against: the arm that is taken from it in the table of differences, beside those of the causal pair.
         **changes: of the shared recipe `config.pretrain`; `method` is replaced as a whole.
     """
     begins = {"label": label, "phases": phases, "group": group, "trunk": trunk, "weights": weights}
-    return {**begins, "equal_updates": equal_updates, "equal_compute": equal_compute, "changes": changes}
+    ends = {"equal_updates": equal_updates, "equal_compute": equal_compute, "against": against}
+    return {**begins, **ends, "changes": changes}
 
 
 RECIPE = {
@@ -142,9 +158,16 @@ RECIPE = {
     "checkpoint": {"every_epochs": 1.0, "keep": 1},
     "log": {"figure_tiles": 4, "tensorboard": False},
 }
-# 128 tiles a batch; 60 and 40 epochs are 600 and 400 updates for the training parts of Dubai
-FULL = {"batch_size": 128, "warmup": {"epochs": 60}, "gs": {"epochs": 40}, "checkpoint": {"every_epochs": 10.0}}
-# What 2 CPU cores do in an hour a seed: 4 and 3 epochs are 560 and 420 updates for Dubai. Direction only.
+# 128 tiles a batch, the peak 0.075 sqrt(128) by the rule of `gs.py`; 60 and 40 epochs are 600 and 400 updates for the
+# training parts of Dubai
+FULL = {
+    "batch_size": 128,
+    "schedule": {"peak": 0.85},
+    "warmup": {"epochs": 60},
+    "gs": {"epochs": 40},
+    "checkpoint": {"every_epochs": 10.0},
+}
+# What 2 CPU cores do in half an hour a seed: 4 and 3 epochs are 560 and 420 updates for Dubai. Direction only.
 SMALL = {
     "batch_size": 32,
     "data": {"tile_size": 128},
@@ -201,7 +224,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "segment": "dubai",
         "changes": {
             **small({"data": DEVELOPMENT, "pretrain": {"data": {"exclude": r"part00[6789]"}}}),
-            "groups": ("ablation",),
+            "groups": ("causal", "ablation"),
             "seeds": (0,),
             "purity": False,
         },

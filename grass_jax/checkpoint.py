@@ -100,7 +100,7 @@ def all_finite(tree: Any) -> jax.Array:
     return jnp.stack(leaves).all()
 
 
-TASK_WORDS = {"pretrain": "pretraining", "segment": "fine-tuning"}
+TASK_WORDS = {"pretrain": "pretraining", "segment": "fine-tuning", "compare": "comparison"}
 
 
 def run_config(workdir: str | Path, *, task: str) -> dict[str, Any]:
@@ -120,14 +120,14 @@ def run_config(workdir: str | Path, *, task: str) -> dict[str, Any]:
     config = json.loads(path.read_text()).get("config") if path.exists() else None
     if config is None:  # other libraries name a file so, too
         raise FileNotFoundError(f"{path.parent} holds no {TASK_WORDS[task]} run: give the --workdir of one.")
-    if "bands" not in config:
-        raise FileNotFoundError(
-            f"{path.parent} is of an earlier version of grass_jax, which did not record its bands: train it again."
-        )
     found = config.get("task", "pretrain")
     if found != task:
         raise FileNotFoundError(
             f"{path.parent} holds a {TASK_WORDS.get(found, found)} run: give the --workdir of a {TASK_WORDS[task]} run."
+        )
+    if "bands" not in config:
+        raise FileNotFoundError(
+            f"{path.parent} is of an earlier version of grass_jax, which did not record its bands: train it again."
         )
     return config
 
@@ -179,7 +179,7 @@ class ResumeError(ValueError):
 
 # may differ between the sessions of one run: what does not enter the numbers
 FREE_KEYS = (
-    *("name", "preset", "log.", "checkpoint.", "probe.", "compilation_cache"),
+    *("name", "preset", "log.", "checkpoint.", "probe.", "compilation_cache", "branch"),
     *("data.workers", "data.path", "data.data_dir"),
 )
 

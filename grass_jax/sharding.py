@@ -99,3 +99,8 @@ def same_everywhere(value: float) -> float:
     """The first process's value in every process, to six decimals: for what each of them has measured by itself."""
     millionths = round(1e6 * value) if jax.process_index() == 0 else 0
     return int(sum_over_processes(np.array([millionths], np.int64))[0]) / 1e6
+
+
+def wait_for_all() -> None:
+    """Waits until every process has come here: what the first has written is then there for all."""
+    sum_over_processes(np.zeros(1, np.int64))

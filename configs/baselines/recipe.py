@@ -1,4 +1,4 @@
-"""What the configs of the other methods share: the main job's recipe with another method, and the warm-up alone."""
+"""What the configs of the other methods share: the main job's recipe with another method, and without guidance."""
 
 from typing import Any
 
@@ -16,8 +16,8 @@ def baseline(
 ) -> ConfigDict:
     """Returns a preset of `configs/gs.py` with another method, for the same data, views, encoder and length.
 
-    Its only phase is `warmup`, the method as published, for as many epochs as the main job's two phases have;
-    `--config.phases="('warmup','gs')"` makes the second half GS training with this method's own loss.
+    Its two phases, `warmup` and `plain`, are the method as published, for as many epochs as the main job's two have;
+    `--config.phases="('warmup','gs')"` makes the second one GS training with this method's own loss.
 
     Args:
         method: the section `method`, full size.
@@ -32,6 +32,6 @@ def baseline(
     narrow = config.model.width < 64
     config.method = ConfigDict(method | (small or {} if narrow else {}))
     config.update({} if narrow else full or {})
-    config.name, config.phases = method["name"], ("warmup",)
-    config.warmup.epochs += config.gs.epochs
+    config.plain = {"step": "warmup_step", "epochs": config.gs.epochs}
+    config.name, config.phases = method["name"], ("warmup", "plain")
     return config

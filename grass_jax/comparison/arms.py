@@ -12,6 +12,12 @@ from grass_jax.config import ConfigError, flatten
 from grass_jax.schemas import check
 
 LONG = 1e9  # epochs between two probes: at the ends of phases alone
+REFERENCES = ("trunk", "equal_updates", "equal_compute", "against")  # keys of an arm that name another one
+
+
+def in_order(config: Any) -> dict[str, Any]:
+    """All arms by name, in their order: a ConfigDict's own is the alphabet."""
+    return {name: config.arms[name] for name in sorted(config.arms, key=lambda name: config.arms[name].place)}
 
 
 def chosen_arms(config: Any) -> dict[str, Any]:
@@ -20,7 +26,7 @@ def chosen_arms(config: Any) -> dict[str, Any]:
     Raises:
         ConfigError: a name or a group that is none, or an arm without the one that it branches from.
     """
-    known = sorted(config.arms, key=lambda name: config.arms[name].place)  # a ConfigDict's own order is the alphabet
+    known = list(in_order(config))
     groups = {arm.group for arm in config.arms.values()}
     for name in config.only:
         if name not in known:
@@ -28,11 +34,17 @@ def chosen_arms(config: Any) -> dict[str, Any]:
     for name in config.groups:
         if name not in groups:
             raise ConfigError(f"config.groups must name groups, {', '.join(sorted(groups))}, not {name!r}.")
-    arms = {name: config.arms[name] for name in known}
-    arms = {n: a for n, a in arms.items() if (n in config.only if config.only else a.group in config.groups)}
+    for name in config.only:
+        if config.arms[name].group not in config.groups:
+            raise ConfigError(
+                f"config.only names {name}, which is of the group {config.arms[name].group!r}: name that in "
+                "config.groups, too."
+            )
+    arms = {name: config.arms[name] for name in known if config.arms[name].group in config.groups}
+    arms = {name: arm for name, arm in arms.items() if not config.only or name in config.only}
     named = {"base": config.base}
     for name, arm in arms.items():
-        named |= {f"arms.{name}.{key}": arm[key] for key in ("trunk", "equal_updates", "equal_compute") if arm[key]}
+        named |= {f"arms.{name}.{key}": arm[key] for key in REFERENCES if arm[key]}
     for key, name in named.items():
         if name not in known:
             raise ConfigError(f"config.{key} must name an arm, {', '.join(known)}, not {name!r}.")
@@ -48,7 +60,7 @@ def pretraining_of(config: Any, name: str, seed: int, *, ratio: float = 1.0, tru
         config: of the comparison.
         name: of the arm.
         seed: of the run.
-        ratio: by which its last phase is longer, for an arm of equal compute.
+        ratio: by which its last phase is longer than that of the arm whose compute it has.
         trunk: workdir of the run that it branches from.
 
     Raises:
@@ -62,14 +74,16 @@ def pretraining_of(config: Any, name: str, seed: int, *, ratio: float = 1.0, tru
         own.update(changes)
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"config.arms.{name}.changes does not fit config.pretrain: {error}") from error
-    own.seed, own.branch, own.init = seed, trunk, config.weights if arm.weights else ""
+    own.seed, own.branch, own.init = seed, trunk, ""
+    if arm.weights and config.weights:
+        own.init = str(Path(config.weights).expanduser())
     own.phases = tuple(arm.phases) or ("warmup",)  # an arm without phases is only looked at
     own.name, own.preset = "compare", f"{config.preset}_{name}"
     if arm.equal_updates:
         wanted = sum(config.pretrain[phase].epochs for phase in config.arms[arm.equal_updates].phases)
         own[own.phases[-1]].epochs = wanted - sum(own[phase].epochs for phase in own.phases[:-1])
     if arm.equal_compute:
-        own[own.phases[-1]].epochs *= ratio
+        own[own.phases[-1]].epochs = config.pretrain[config.arms[arm.equal_compute].phases[-1]].epochs * ratio
     if own.data.name != "sample":
         own.data.path = own.data.path or _images(config)
     own.probe.update({"every_epochs": LONG if config.purity else 0.0})
@@ -100,6 +114,7 @@ def segmentation_of(config: Any, seed: int, budget: str, number: int, *, init: s
     """
     own = config.segment.copy_and_resolve_references()
     own.data = ConfigDict({**config.data.to_dict(), "workers": own.data.workers})
+    own.bands = config.pretrain.bands.copy_and_resolve_references()
     own.update({"seed": seed, "init": init, "labels": budget, "labels_seed": number})
     for key in ("name", "width"):
         own.model[key] = config.pretrain.model[key]
@@ -111,10 +126,29 @@ def segmentation_of(config: Any, seed: int, budget: str, number: int, *, init: s
     return own
 
 
-def config_hash(config: Any, name: str, evaluation: str, digest: str) -> str:
-    """Twelve hexadecimal digits that are equal where two lines measure the same thing.
+def training_hash(config: Any, name: str) -> str:
+    """Twelve hexadecimal digits that are equal where two arms' encoders are trained alike, up to the seed.
 
     Left out is what enters no number (paths, logs), and what only the machine decides: the ratio of equal compute.
+
+    Args:
+        config: of the comparison.
+        name: of the arm.
+    """
+    arm = config.arms[name]
+    parts: dict[str, Any] = {"equal_compute": arm.equal_compute, "trained": bool(arm.phases)}
+    if arm.weights:
+        content = Path(config.weights).expanduser().read_bytes() if config.weights else b""
+        parts["weights"] = hashlib.sha256(content).hexdigest()
+    for role, part in {"arm": name, "trunk": arm.trunk}.items():
+        if part:
+            plain = flatten(pretraining_of(config, part, 0))
+            parts[role] = {k: v for k, v in plain.items() if k != "init" and not k.startswith(FREE_KEYS)}
+    return _hash(parts)
+
+
+def config_hash(config: Any, name: str, evaluation: str, digest: str) -> str:
+    """Twelve hexadecimal digits that are equal where two lines measure the same thing, up to seed and list.
 
     Args:
         config: of the comparison.
@@ -122,27 +156,19 @@ def config_hash(config: Any, name: str, evaluation: str, digest: str) -> str:
         evaluation: `probe`, `finetune` or `purity`.
         digest: of the labelled tiles.
     """
-    arm, trunk = config.arms[name], config.arms[name].trunk
-    parts: dict[str, Any] = {"equal_compute": arm.equal_compute, "trained": bool(arm.phases), "data": digest}
-    if arm.weights:
-        parts["weights"] = Path(config.weights).name
-    for role, part in {"arm": name, "trunk": trunk}.items():
-        if part:
-            plain = flatten(pretraining_of(config, part, 0))
-            parts[role] = {
-                key: value
-                for key, value in plain.items()
-                if not key.startswith(FREE_KEYS) and not (arm.weights and key == "init")
-            }
+    data = {key: value for key, value in config.data.to_dict().items() if key not in ("path", "data_dir")}
     if evaluation == "probe":
-        parts["evaluation"] = {key: config.probe[key] for key in ("l2", "window", "overlap")}
+        settings = {key: config.probe[key] for key in ("l2", "window", "overlap")}
     elif evaluation == "finetune":
         plain = flatten(segmentation_of(config, 0, "all", 0, init=""))
-        parts["evaluation"] = {k: v for k, v in plain.items() if not k.startswith(FREE_KEYS)}
+        settings = {key: value for key, value in plain.items() if not key.startswith(FREE_KEYS)}
     else:
-        parts["evaluation"] = config.pretrain.probe.purity_tiles
-    text = json.dumps(parts, sort_keys=True, default=list)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+        settings = config.pretrain.probe.purity_tiles
+    return _hash([training_hash(config, name), digest, data, evaluation, settings])
+
+
+def _hash(parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=list).encode()).hexdigest()[:12]
 
 
 def _images(config: Any) -> str:

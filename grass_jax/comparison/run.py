@@ -14,21 +14,31 @@ from absl import logging
 from grass_jax import pretrain
 from grass_jax.bands import Bands
 from grass_jax.build import build_method
-from grass_jax.comparison.arms import chosen_arms, config_hash, pretraining_of, segmentation_of
+from grass_jax.comparison.arms import (
+    chosen_arms,
+    config_hash,
+    in_order,
+    pretraining_of,
+    segmentation_of,
+    training_hash,
+)
 from grass_jax.comparison.costs import Costs
 from grass_jax.comparison.results import Results, scored
 from grass_jax.config import ConfigError, phase_length
 from grass_jax.data.labelled import LabelledSet
 from grass_jax.initial import initial_encoder, settle_bands
 from grass_jax.models import build_encoder
-from grass_jax.report.comparison_tables import write_report
+from grass_jax.pretrain import open_source
+from grass_jax.report.comparison_tables import PAIRS, write_report
 from grass_jax.report.log import write_json
 from grass_jax.schemas import check
 from grass_jax.segment import finetune
 from grass_jax.segment.evaluate import Evaluation, scene_records
 from grass_jax.segment.labelled_data import choose, open_data
 from grass_jax.segment.lists import probe_lists
+from grass_jax.sharding import wait_for_all
 from grass_jax.state import Encoder, create_state, load_encoder
+from grass_jax.train import DivergedError
 
 PICTURES = "pictures.npz"
 PARTS = ("probe", "finetune", "purity")
@@ -37,8 +47,8 @@ PARTS = ("probe", "finetune", "purity")
 def run(config: Any, workdir: str | Path) -> str | None:
     """Runs what is missing of a comparison, and writes its report.
 
-    Every run of it lies in `<workdir>/seed<n>/<arm>`, where it is resumed; every measurement is a line of the results
-    as soon as it is made.
+    Every run of it lies in `<workdir>/seed<n>/<arm>-<hash of its settings>`, where it is resumed; every measurement is
+    a line of the results as soon as it is made.
 
     Args:
         config: a ConfigDict of `configs/compare.py`.
@@ -50,7 +60,6 @@ def run(config: Any, workdir: str | Path) -> str | None:
     Raises:
         ConfigError: a key or value that cannot be run.
         ResumeError: a run of it has begun with other settings.
-        DivergedError: a number stopped being finite.
     """
     check(config)
     workdir, config = Path(workdir).expanduser(), config.copy_and_resolve_references()
@@ -58,18 +67,40 @@ def run(config: Any, workdir: str | Path) -> str | None:
     for name in dict.fromkeys([*(arm.trunk for arm in arms.values() if arm.trunk), *arms]):
         pretraining_of(config, name, 0)  # every fault shows before hours of work
     segmentation_of(config, 0, "all", 0, init="")
+    if config.weights and not Path(config.weights).expanduser().is_file():
+        raise ConfigError(f"config.weights must be a file of weights or empty, not {config.weights!r}.")
     labelled = open_data(config.data, numbers=config.pretrain.bands.numbers)
     if not labelled.test:
         raise ConfigError("config.data.test chooses no scene, and a comparison is scored on them: let it choose some.")
-    lists = {key: choose(labelled, key[0], key[1]) for key in _lists(config.probe) | _lists(config.finetune)}
+    lists = {key: choose(labelled, *key, key="probe.budgets") for key in _lists(config.probe) | _lists(config.finetune)}
+    refuse_test_images(config, labelled)
     if first:
         write_json(workdir / "config.json", {"config": config.to_dict()})
     results = Results(Path(config.results).expanduser() if config.results else workdir / "results.jsonl")
     comparison = _Comparison(config, workdir, labelled, lists, results)
     for seed in config.seeds:
         for name, arm in arms.items():
-            comparison.measure(name, arm, seed)
-    return comparison.report(arms) if first else None
+            try:
+                comparison.measure(name, arm, seed)
+            except DivergedError as error:  # the other arms have their answer all the same
+                logging.error("%s, seed %d, is not measured: %s", arm.label, seed, error)
+    return comparison.report() if first else None
+
+
+def refuse_test_images(config: Any, labelled: LabelledSet) -> None:
+    """Raises ConfigError where an image of the test part would be pretrained on."""
+    data = pretraining_of(config, config.base, 0).data
+    if data.name != "image_folder":
+        return  # the published sets and the sample have their own training parts
+    source, folder = open_source(data, config.pretrain.bands.numbers), Path(data.path).expanduser().resolve()
+    images = Path(config.data.path).expanduser().resolve() / config.data.images
+    test = {images / scene.name for scene in labelled.test}
+    seen = sorted(name for name in source.files if folder / name in test)
+    if seen:
+        raise ConfigError(
+            f"{len(seen)} of the {len(test)} test images would be pretrained on ({seen[0]}, ...): name them in "
+            "config.pretrain.data.exclude."
+        )
 
 
 class _Comparison:
@@ -94,7 +125,7 @@ class _Comparison:
         if not any(wanted.values()):
             return
         logging.info("%s, seed %d", arm.label, seed)
-        home = self.workdir / f"seed{seed}" / name
+        home = self._home(name, seed)
         own, spent = self._pretrain(name, arm, seed, home)
         if arm.weights:
             spent |= {"compute": None}  # what ImageNet took is not known
@@ -114,23 +145,34 @@ class _Comparison:
         """What the lines call the data set."""
         return f"{self.config.data.name} {self.config.preset}"
 
-    def report(self, arms: dict[str, Any]) -> str:
-        """Writes tables and figures of all lines that belong to this comparison, and returns the tables."""
-        hashes = {self._key(part, name)["config_hash"] for name in arms for part in PARTS}
-        rows = [r for r in self.results.rows if r["config_hash"] in hashes and r["seed"] in self.config.seeds]
-        settings = self.config.report
-        text = write_report(
-            self.workdir / "report",
-            rows,
-            {name: arm.label for name, arm in arms.items()},
-            self.labelled.classes,
-            colours=self.labelled.colours,
-            pictures=self._pictures(arms),
-            budget=settings.budget,
-            blocks=settings.blocks,
-        )
-        logging.info("\n%s\n\nTables and figures: %s", text, self.workdir / "report")
-        return text
+    def report(self) -> str:
+        """Writes tables and figures of each group of arms, with all seeds that have lines; returns the tables."""
+        config, texts = self.config, []
+        for group in config.groups:
+            known = {name: arm for name, arm in in_order(config).items() if arm.group in (group, "causal")}
+            hashes = {self._key(part, name)["config_hash"] for name in known for part in PARTS}
+            rows = [row for row in self.results.rows if row["config_hash"] in hashes]
+            there = {row["arm"] for row in rows}
+            asked = {name for name, arm in known.items() if arm.group == group and name in (config.only or known)}
+            arms = {name: arm for name, arm in known.items() if name in there | asked}
+            folder = self.workdir / "report" / group
+            text = write_report(
+                folder,
+                rows,
+                {name: arm.label for name, arm in arms.items()},
+                self.labelled.classes,
+                colours=self.labelled.colours,
+                pictures=self._pictures(arms),
+                budget=config.report.budget,
+                blocks=config.report.blocks,
+                pairs=(*PAIRS, *((name, arm.against) for name, arm in arms.items() if arm.against)),
+            )
+            logging.info("\n%s\n\nTables and figures: %s", text, folder)
+            texts.append(text)
+        return "\n".join(texts)
+
+    def _home(self, name: str, seed: int) -> Path:
+        return self.workdir / f"seed{seed}" / f"{name}-{training_hash(self.config, name)}"
 
     def _key(self, evaluation: str, name: str) -> dict[str, Any]:
         return {"evaluation": evaluation, "config_hash": config_hash(self.config, name, evaluation, self.digest)}
@@ -139,8 +181,8 @@ class _Comparison:
         key = self._key(evaluation, name) | {"arm": name, "seed": seed}
         if evaluation == "purity":
             phases = self.config.arms[name].phases
-            asked = bool(self.config.purity and phases) and not self.results.has(phase=phases[-1], **key)
-            return [name] if asked else []
+            asked = self.config.purity and phases and self.config.pretrain.probe.purity_tiles
+            return [name] if asked and not self.results.has(phase=phases[-1], **key) else []
         lists = _lists(self.config[evaluation])
         return [(budget, n) for budget, n in lists if not self.results.has(budget=budget, list=n, **key)]
 
@@ -148,7 +190,7 @@ class _Comparison:
         """Trains an arm, its trunk first; returns its configuration, its updates and what they cost."""
         trunk, spent = "", {"updates": 0, "compute": 0.0}
         if arm.trunk:
-            trunk = str(self.workdir / f"seed{seed}" / arm.trunk)
+            trunk = str(self._home(arm.trunk, seed))
             _, spent = self._pretrain(arm.trunk, self.config.arms[arm.trunk], seed, Path(trunk))
         own = pretraining_of(self.config, name, seed, trunk=trunk)
         if not arm.phases:
@@ -158,6 +200,7 @@ class _Comparison:
             ratio = self.costs.of(other, other.phases[-1]) / self.costs.of(own, own.phases[-1])
             own = pretraining_of(self.config, name, seed, ratio=ratio, trunk=trunk)
         pretrain.run(own, home)
+        wait_for_all()
         data = json.loads((home / "config.json").read_text())["data"]
         begun = len(self.config.arms[arm.trunk].phases) if arm.trunk else 0
         for phase in arm.phases[begun:]:
@@ -209,20 +252,21 @@ class _Comparison:
 
     def _finetune(self, row: dict[str, Any], budget: str, number: int, init: str, home: Path) -> None:
         own = segmentation_of(self.config, row["seed"], budget, number, init=init)
-        folder, began = home / f"finetune_{budget}_{number}", time.monotonic()
-        if not (folder / "summary.json").exists():
-            finetune.run(own, folder)
+        key = self._key("finetune", row["arm"])
+        folder, began = home / f"finetune_{budget}_{number}-{key['config_hash']}", time.monotonic()
+        finetune.run(own, folder)
+        wait_for_all()
         summary = json.loads((folder / "summary.json").read_text())
         scenes = json.loads((folder / "confusion.json").read_text())["scenes"]
         measured = {"budget": budget, "list": number, "crops": summary["labelled_crops"]}
         measured["seconds"] = round(time.monotonic() - began, 1)
-        self.results.add([row | self._key("finetune", row["arm"]) | measured | scored(summary["test"], scenes)])
+        self.results.add([row | key | measured | scored(summary["test"], scenes)])
 
     def _pictures(self, arms: dict[str, Any]) -> list[tuple[str, np.ndarray, np.ndarray, dict[str, np.ndarray]]]:
-        """Of the first seed, image, truth and every arm's prediction of some scenes."""
+        """Of the first seed, image, truth and every arm's prediction of some scenes, where they lie in this workdir."""
         found: dict[str, tuple[str, np.ndarray, np.ndarray, dict[str, np.ndarray]]] = {}
         for name in arms:
-            path = self.workdir / f"seed{self.config.seeds[0]}" / name / PICTURES
+            path = self._home(name, self.config.seeds[0]) / PICTURES
             if not path.exists():
                 continue
             with np.load(path) as file:

@@ -24,7 +24,11 @@ from grass_jax.report.comparison_figures import (
 
 PRIMARY_BUDGET = "50"  # the primary endpoint: fine-tuned mIoU at so many crops
 PRIMARY, CONTROL = ("gs", "simclr_compute"), ("gs", "gs_random")
-PAIRS = (PRIMARY, ("gs", "simclr_updates"), CONTROL, ("gs", "warmup"), ("gs", "random"))
+PAIRS = (
+    *(PRIMARY, ("gs", "simclr_updates"), CONTROL, ("gs", "warmup"), ("gs", "random")),
+    *(("gs_random", "simclr_compute"), ("gs_random", "simclr_updates")),
+    *(("simclr_compute", "warmup"), ("warmup", "random")),
+)
 MISSING = "not measured"
 SOURCES = ("data", "encoder", "hardware", "commit")  # said once, above the tables
 NOTE = (
@@ -57,6 +61,7 @@ def write_report(
     pictures: Sequence[Scene] | None = None,
     budget: str = PRIMARY_BUDGET,
     blocks: str = "scene",
+    pairs: Sequence[tuple[str, str]] = PAIRS,
 ) -> str:
     """Writes tables.md, tables.tex, budget.png, compute.png and, of pictures, predictions.png.
 
@@ -71,6 +76,7 @@ def write_report(
         pictures: (name, image (h, w, 3) uint8, truth (h, w) uint8, {arm: prediction (h, w) uint8}) of some scenes.
         budget: name of the label budget of the tables by class and pair, of the verdict and of compute.png.
         blocks: of test scenes that the bootstrap draws, "scene" or "group".
+        pairs: of arms whose differences are listed, the second taken from the first; of arms that are not there, none.
 
     Returns:
         The text of tables.md.
@@ -79,7 +85,7 @@ def write_report(
         ValueError: the lines are of several data sets, or were scored on different scenes.
     """
     folder, rows = Path(folder), [row for row in latest(rows) if row["arm"] in arms]
-    parts = report(rows, arms, classes, budget, blocks)
+    parts = report(rows, arms, classes, budget, blocks, pairs)
     text = markdown(parts)
     for name, content in (("tables.md", text), ("tables.tex", latex(parts))):
         with replacing(folder / name) as temporary:
@@ -93,7 +99,12 @@ def write_report(
 
 
 def report(
-    rows: Sequence[Row], arms: Mapping[str, str], classes: Sequence[str], budget: str, blocks: str
+    rows: Sequence[Row],
+    arms: Mapping[str, str],
+    classes: Sequence[str],
+    budget: str,
+    blocks: str,
+    pairs: Sequence[tuple[str, str]] = PAIRS,
 ) -> list[Table | str]:
     """Builds the report: paragraphs and tables.
 
@@ -103,6 +114,7 @@ def report(
         classes: k names.
         budget: as for `write_report`.
         blocks: as for `write_report`.
+        pairs: as for `write_report`.
 
     Returns:
         What `markdown` and `latex` write, in order.
@@ -130,7 +142,7 @@ def report(
         if budget in budgets:
             lines = [row for row in rows if row["evaluation"] == evaluation and row["budget"] == budget]
             parts.append(Table(f"{name}: IoU by class at {_crops(budget)}", *_classes(lines, arms, classes)))
-        parts += _differences(name, arms, budgets, budget, partial(difference, evaluation=evaluation))
+        parts += _differences(name, arms, pairs, budgets, budget, partial(difference, evaluation=evaluation))
     purity = _purity(rows, arms)
     return [part for part in (*parts, purity) if part]
 
@@ -213,14 +225,15 @@ def _classes(rows: Sequence[Row], arms: Mapping[str, str], classes: Sequence[str
 def _differences(
     name: str,
     arms: Mapping[str, str],
+    pairs: Sequence[tuple[str, str]],
     budgets: Mapping[str, int],
     budget: str,
     difference: Callable[..., Difference | None],
 ) -> list[Table]:
-    pairs = {f"{arms[a]} − {arms[b]}": (a, b) for a, b in PAIRS if a in arms and b in arms}
-    if not pairs:
+    named = {f"{arms[a]} − {arms[b]}": (a, b) for a, b in pairs if a in arms and b in arms}
+    if not named:
         return []
-    found = {label: {size: difference(*pair, budget=size) for size in budgets} for label, pair in pairs.items()}
+    found = {label: {size: difference(*pair, budget=size) for size in budgets} for label, pair in named.items()}
     lines = [[label, *map(_difference_text, of.values())] for label, of in found.items()]
     tables = [Table(f"{name}: differences in mIoU by label budget", ["difference", *_columns(budgets)], lines)]
     here = {label: {(s, n): value for s, n, value in at.pairs} for label, of in found.items() if (at := of.get(budget))}

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -123,6 +124,7 @@ def purity_watch(
     workdir: Path,
 ) -> Callable[[Phase, int, TrainState], dict[str, float]]:
     """Makes the hook that measures which classes the guided boxes hold; see `purity`."""
+    hp = replace(hp, boxes="guided")  # also where random ones train: they are what the guided are compared with
     k, batch = len(labelled.classes), min(PURITY_BATCH, config.probe.purity_tiles, len(labelled.train))
     order = np.random.default_rng(config.seed).permutation(len(labelled.train))
     count = max(batch, min(config.probe.purity_tiles, len(order)) // batch * batch)

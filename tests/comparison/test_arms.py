@@ -3,7 +3,7 @@
 import pytest
 
 from configs import compare
-from grass_jax.comparison.arms import chosen_arms, config_hash, pretraining_of, segmentation_of
+from grass_jax.comparison.arms import chosen_arms, config_hash, pretraining_of, segmentation_of, training_hash
 from grass_jax.config import ConfigError
 from grass_jax.schemas import check
 
@@ -30,7 +30,9 @@ def test_an_unknown_preset_names_the_known_ones():
 def test_the_causal_arms_differ_in_what_the_protocol_says(tiny_compare):
     config = tiny_compare(only=(), groups=("causal",))
     arms = chosen_arms(config)
-    assert list(arms) == ["random", "warmup", "simclr_updates", "simclr_compute", "gs", "gs_random"]
+    causal = ["random", "warmup", "simclr_updates", "simclr_compute", "gs", "gs_random"]
+    assert list(arms) == [*causal, "imagenet", "imagenet_simclr", "imagenet_gs"]
+    arms = {name: arms[name] for name in causal}
     trunk = {name: "t" if arm.trunk else "" for name, arm in arms.items()}
     runs = {name: pretraining_of(config, name, 5, ratio=1.5, trunk=trunk[name]) for name in arms}
     assert {run.seed for run in runs.values()} == {5}
@@ -53,13 +55,23 @@ def test_the_causal_arms_differ_in_what_the_protocol_says(tiny_compare):
 
 def test_arms_are_chosen_by_group_and_by_name_in_their_order(tiny_compare):
     assert list(chosen_arms(tiny_compare(only=(), groups=("breadth",)))) == list(compare.BASELINES)
-    assert list(chosen_arms(tiny_compare(only=("gs_random", "byol", "random")))) == ["random", "gs_random", "byol"]
+    assert list(chosen_arms(tiny_compare(only=("gs_random", "random")))) == ["random", "gs_random"]
     with pytest.raises(ConfigError, match=r"^config\.only must name arms, .*random.*, not 'sg'\.$"):
         chosen_arms(tiny_compare(only=("sg",)))
     with pytest.raises(ConfigError, match=r"^config\.groups must name groups, .*causal.*, not 'all'\.$"):
         chosen_arms(tiny_compare(only=(), groups=("all",)))
+    with pytest.raises(ConfigError, match=r"^config\.only names byol, which is of the group 'breadth': name that in"):
+        chosen_arms(tiny_compare(only=("gs", "byol")))
     with pytest.raises(ConfigError, match=r"choose no arm"):
         chosen_arms(tiny_compare(only=(), groups=()))
+
+
+def test_branches_follow_the_length_of_the_guided_one(tiny_compare):
+    config = tiny_compare(**{"pretrain.gs.epochs": 4.0})
+    lengths = {"simclr_updates": 4.0, "simclr_compute": 5.0, "gs": 4.0, "gs_random": 4.0}
+    for name, epochs in lengths.items():
+        own = pretraining_of(config, name, 0, ratio=1.25)
+        assert own[own.phases[-1]].epochs == epochs
 
 
 def test_another_method_replaces_the_section(tiny_compare):
@@ -99,6 +111,9 @@ def test_the_hash_follows_what_enters_the_numbers(tiny_compare):
     other = tiny_compare(**{"pretrain.warmup.epochs": 3.0})
     assert config_hash(other, "gs", "probe", "d") != before["gs"]  # its trunk is another one
     assert config_hash(config, "gs", "probe", "e") != before["gs"]
+    ignored = tiny_compare(**{"data.ignored": (("south", 0, 0, 9, 9),)})
+    assert config_hash(ignored, "gs", "probe", "d") != before["gs"]
+    assert training_hash(ignored, "gs") == training_hash(config, "gs")
     assert config_hash(tiny_compare(**{"probe.l2": 0.1}), "gs", "probe", "d") != before["gs"]
     fine = config_hash(config, "gs", "finetune", "d")
     assert config_hash(tiny_compare(**{"probe.l2": 0.1}), "gs", "finetune", "d") == fine

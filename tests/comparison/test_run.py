@@ -13,6 +13,13 @@ from grass_jax.comparison.results import Results
 from grass_jax.config import ConfigError
 from grass_jax.report.comparison import read_results
 from grass_jax.state import load_encoder
+from grass_jax.train import DivergedError
+
+
+def home(workdir: Path, name: str) -> Path:
+    """The folder of an arm's run of seed 0."""
+    (found,) = [path for path in (workdir / "seed0").iterdir() if path.name.rpartition("-")[0] == name]
+    return found
 
 
 class Killed(Exception):
@@ -49,7 +56,7 @@ def test_every_arm_has_its_lines(ended):
     assert spent["gs"][1] == pytest.approx(trunk + (spent["gs"][0] - trunk) * ratio, abs=0.06)
     assert spent["simclr_compute"][1] == pytest.approx(spent["gs"][1], abs=0.51)  # whole updates
     assert "SimCLR, equal compute" in table
-    report = workdir / "report"
+    report = workdir / "report" / "causal"
     assert table == (report / "tables.md").read_text()
     assert {path.name for path in report.iterdir()} == {
         *("tables.md", "tables.tex", "budget.png", "compute.png", "predictions.png"),
@@ -57,12 +64,11 @@ def test_every_arm_has_its_lines(ended):
 
 
 def test_branches_share_the_warm_up_and_part_afterwards(ended):
-    workdir = ended[0] / "seed0"
-    trunk = json.loads((workdir / "warmup" / "summary.json").read_text())["steps"]
-    encoders = {name: load_encoder(workdir / name, trunk).variables for name in ("warmup", "gs", "gs_random")}
+    trunk = json.loads((home(ended[0], "warmup") / "summary.json").read_text())["steps"]
+    encoders = {name: load_encoder(home(ended[0], name), trunk).variables for name in ("warmup", "gs", "gs_random")}
     jax.tree.map(np.testing.assert_array_equal, encoders["warmup"], encoders["gs"])
     jax.tree.map(np.testing.assert_array_equal, encoders["warmup"], encoders["gs_random"])
-    last = [load_encoder(workdir / name).variables["params"]["conv1"]["kernel"] for name in ("gs", "gs_random")]
+    last = [load_encoder(home(ended[0], name)).variables["params"]["conv1"]["kernel"] for name in ("gs", "gs_random")]
     assert np.abs(last[0] - last[1]).max() > 0
 
 
@@ -103,6 +109,31 @@ def test_fine_tuning_and_missing_weights(ended, tiny_compare):
     lines = [line for line in table.splitlines() if line.startswith("| ImageNet")]
     assert lines
     assert all("not measured" in line for line in lines)
+
+
+def test_test_images_are_not_pretrained_on(tiny_compare, tmp_path):
+    config = tiny_compare(**{"pretrain.data.exclude": "south_1"})
+    with pytest.raises(ConfigError, match=r"^1 of the 2 test images would be pretrained on \(south_0\.png, "):
+        comparison.run(config, tmp_path)
+
+
+def test_an_arm_that_diverges_does_not_end_the_others(ended, tiny_compare, tmp_path, monkeypatch):
+    measure = comparison._Comparison.measure
+
+    def diverging(self, name, arm, seed):
+        if name == "simclr_compute":
+            raise DivergedError("The loss of step 3 is nan.")
+        measure(self, name, arm, seed)
+
+    monkeypatch.setattr(comparison._Comparison, "measure", diverging)
+    table = comparison.run(tiny_compare(only=("random", "simclr_compute")), tmp_path)
+    assert "random encoder" in table
+    assert {row["arm"] for row in numbers(tmp_path / "results.jsonl")} == {"random"}
+
+
+def test_a_weights_file_that_is_not_there_is_named_first(tiny_compare, tmp_path):
+    with pytest.raises(ConfigError, match=r"^config\.weights must be a file of weights or empty, not '~/no\.pth'\.$"):
+        comparison.run(tiny_compare(weights="~/no.pth"), tmp_path)
 
 
 def test_without_test_scenes_it_is_refused(tiny_compare, tmp_path):

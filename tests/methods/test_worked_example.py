@@ -49,4 +49,4 @@ def test_its_config_is_one(module):
     exec(CODE[1], names)
     config = names["get_config"]("sample")
     assert set(config.method) == {"name", *rules_of("uniformity")}
-    assert config.phases == ("warmup",)
+    assert [config[name].step for name in config.phases] == ["warmup_step"] * 2
