@@ -29,7 +29,7 @@ from grass_jax.data.published.facts import PUBLISHED
 from grass_jax.data_rules import LABELLED, check_archives, check_labelled, class_count
 from grass_jax.guidance import CHOICES, LAST_STAGE, GuidanceSettings
 from grass_jax.methods.registry import NAMES as METHODS
-from grass_jax.methods.registry import rules_of
+from grass_jax.methods.registry import follows_length, rules_of
 from grass_jax.shared_rules import BUDGET, SCORING, SHARED, SLIDING, TRAINING, section
 
 
@@ -58,6 +58,11 @@ def _check_pretraining(values: dict[str, Any]) -> None:
             "give its folder images."
         )
     guided = any(values[f"{name}.step"] == "gs_step" for name in values["phases"])
+    if values["branch"] and follows_length(values["method.name"]):
+        raise ConfigError(
+            f"config.branch: the moving average of {values['method.name']} follows the length of its run, so that a "
+            "branch would not be the longer run: leave config.branch empty."
+        )
     if values["model.init"] == "original" and values["method.name"] != "simclr":
         raise ConfigError(
             f"config.model.init 'original' knows SimCLR's head alone: {values['method.name']} takes 'torchvision'."

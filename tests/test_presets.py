@@ -41,6 +41,16 @@ def test_every_preset_of_every_method_passes_the_check(method, preset, tmp_path)
         file.get_config("reference")
 
 
+@pytest.mark.parametrize(("method", "follows"), [("byol", True), ("pixpro", True), ("moco_v2", False)])
+def test_a_method_whose_schedule_follows_the_length_does_not_branch(method, follows):
+    config = import_module(f"configs.baselines.{method}").get_config()
+    config.branch, config.schedule.restart = "runs/trunk", True
+    if not follows:
+        return check(config)
+    with pytest.raises(ConfigError, match=rf"^config\.branch: the moving average of {method} follows the length"):
+        check(config)
+
+
 def test_the_original_initialisation_is_simclrs():
     config = import_module("configs.baselines.byol").get_config()
     config.model.init = "original"

@@ -33,6 +33,11 @@ def rules_of(name: str) -> dict[str, Rule]:
     return import_module(f"grass_jax.methods.{name}").RULES
 
 
+def follows_length(name: str) -> bool:
+    """Says whether a method has a schedule of its own over the whole run, such as that of a moving average."""
+    return "total_steps" in inspect.signature(getattr(import_module(f"grass_jax.methods.{name}"), name)).parameters
+
+
 def make_method(encoder: nn.Module, options: Mapping[str, Any], *, total_steps: int) -> Method:
     """Makes a method from the section `method` of a config.
 
@@ -43,6 +48,6 @@ def make_method(encoder: nn.Module, options: Mapping[str, Any], *, total_steps: 
     """
     name, rest = options["name"], {key: value for key, value in options.items() if key != "name"}
     function: Callable[..., Method] = getattr(import_module(f"grass_jax.methods.{name}"), name)
-    if "total_steps" in inspect.signature(function).parameters:
+    if follows_length(name):
         rest["total_steps"] = total_steps
     return function(encoder, **rest)
