@@ -21,7 +21,7 @@ BASELINES = ("byol", "barlow_twins", "densecl", "false", "moco_v2", "simsiam", "
 
 
 def get_config(preset: str = "sample") -> ConfigDict:
-    """Returns the configuration of a preset: sample, dubai_small, dubai, dubai_development, nyc_small or nyc."""
+    """Returns the configuration of a preset: sample, folder, dubai_small, dubai, dubai_development, nyc_small or nyc."""
     if preset not in PRESETS:
         raise ValueError(f"configs/compare.py has the presets {', '.join(PRESETS)}, not {preset!r}.")
     settings = PRESETS[preset]
@@ -212,6 +212,12 @@ PRESETS: dict[str, dict[str, Any]] = {
             "finetune": {"budgets": ("50",), "lists": 1},
             "segment": {"finetune": {"steps": 60}},
         },
+    },
+    # Your own labelled folder, as `segment.py:folder` takes it; --config.pretrain.data.exclude names its test images.
+    "folder": {
+        "pretrain": "folder",
+        "segment": "folder",
+        "changes": {**small({"data": labelled.section(), "pretrain": {"data": {}}}), "purity": False},
     },
     "dubai_small": {"pretrain": "dubai", "segment": "dubai", "changes": small(DUBAI)},
     "dubai": {

@@ -15,6 +15,8 @@ def test_every_arm_of_every_preset_passes_the_check(preset, tmp_path):
     if config.data.name != "sample":
         config.data.path = str(tmp_path)
         config.pretrain.data.path = str(tmp_path / "images")
+    if preset == "folder":
+        config.data.classes = ("town", "country")
     check(config)
     assert chosen_arms(config)
     for name in config.arms:
@@ -23,7 +25,7 @@ def test_every_arm_of_every_preset_passes_the_check(preset, tmp_path):
 
 
 def test_an_unknown_preset_names_the_known_ones():
-    with pytest.raises(ValueError, match=r"sample, dubai_small, .*, not 'huge'"):
+    with pytest.raises(ValueError, match=r"sample, folder, dubai_small, .*, not 'huge'"):
         compare.get_config("huge")
 
 
