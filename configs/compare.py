@@ -21,7 +21,7 @@ BASELINES = ("byol", "barlow_twins", "densecl", "false", "moco_v2", "simsiam", "
 
 
 def get_config(preset: str = "sample") -> ConfigDict:
-    """Returns the configuration of a preset: sample, folder, dubai_small, dubai, dubai_development, nyc_small or nyc."""
+    """Returns the configuration of a preset: sample, folder, dubai_small, dubai, dubai_development, ..."""
     if preset not in PRESETS:
         raise ValueError(f"configs/compare.py has the presets {', '.join(PRESETS)}, not {preset!r}.")
     settings = PRESETS[preset]
