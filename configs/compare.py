@@ -3,6 +3,7 @@
     python main.py --config=configs/compare.py                                           the sample
     python main.py --config=configs/compare.py:dubai_small --config.data.path=FOLDER     the causal pair, on a laptop
     python main.py --config=configs/compare.py:dubai --config.data.path=FOLDER           the same at full size, on a GPU
+    python main.py --config=configs/compare.py:folder --config.data.path=FOLDER ...      your own labelled folder
     python main.py --config=configs/compare.py:dubai_small --config.groups="('breadth',)" --config.seeds="(0,)" ...
     python main.py --config=configs/compare.py:dubai_development --config.data.path=FOLDER       ablations
 
@@ -38,7 +39,7 @@ def get_config(preset: str = "sample") -> ConfigDict:
             "groups": ("causal",),  # of arms: causal, breadth, ablation; each has a report of its own
             "only": (),  # names of some of their arms; empty: all
             "base": "warmup",  # the arm whose first phase's step is the unit of compute
-            "weights": "",  # file of ImageNet weights; without one the arms of imagenet are not measured
+            "weights": "",  # file of ImageNet weights; without one the arms that begin with them are not measured
             "results": "",  # file to which measurements are appended; empty: results.jsonl in the workdir
             "purity": True,  # of the guided boxes, at the end of each phase
             "data": labelled.section(),

@@ -1,5 +1,6 @@
 """Every setting of the guidance against a computation of its own: NumPy, Pillow, finite differences."""
 
+import re
 from functools import partial
 
 import jax
@@ -270,6 +271,6 @@ def test_a_random_encoders_maps_know_nothing_of_the_trained_one(state, views):
     ],
 )
 def test_settings_that_cannot_be_are_refused_in_a_sentence(settings, words):
-    with pytest.raises(ValueError) as error:  # noqa: PT011
+    with pytest.raises(ValueError, match=rf"^guidance {re.escape(words)}\.$") as error:
         GuidanceSettings(**settings)
     assert str(error.value) == f"guidance {words}."

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+from grass_jax.config import ConfigError
 from grass_jax.report.atomic import replacing
 from grass_jax.report.comparison import read_results
 from grass_jax.report.environment import environment
@@ -21,11 +22,17 @@ class Results:
 
     Args:
         path: the file; it may hold lines of other comparisons, machines and days.
+
+    Raises:
+        ConfigError: a line that is not the last one is damaged.
     """
 
     def __init__(self, path: Path):
         self._path = path
-        self.rows = read_results(path) if path.exists() else []
+        try:
+            self.rows = read_results(path) if path.exists() else []
+        except ValueError as error:
+            raise ConfigError(f"config.results: {error}") from error
         self._done = {_key(row) for row in self.rows}
         found = environment()
         self._origin = {

@@ -2,7 +2,6 @@
 
 import json
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -278,13 +277,8 @@ class _Comparison:
 
 def _lists(settings: Any) -> dict[tuple[str, int], None]:
     """Budgets and numbers of the lists, in order; all labels are one list."""
-    return dict.fromkeys(_each_list(settings))
-
-
-def _each_list(settings: Any) -> Iterator[tuple[str, int]]:
-    for budget in settings.budgets:
-        for number in range(1 if budget == "all" else settings.lists):
-            yield budget, number
+    counts = {budget: 1 if budget == "all" else settings.lists for budget in settings.budgets}
+    return dict.fromkeys((budget, number) for budget, count in counts.items() for number in range(count))
 
 
 def _save_pictures(path: Path, evaluation: Evaluation) -> None:

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from grass_jax.comparison.results import Results
+from grass_jax.config import ConfigError
 
 LINE = {"config_hash": "h", "arm": "gs", "seed": 0, "evaluation": "probe", "budget": "10", "list": 1, "miou": 0.5}
 
@@ -35,3 +36,12 @@ def test_a_last_line_without_its_end_is_dropped_or_ended(tmp_path, end, kept):
     lists = [json.loads(line)["list"] for line in path.read_text().splitlines()]
     assert lists == [*kept, 9]
     assert [row["list"] for row in Results(path).rows] == lists
+
+
+def test_a_damaged_line_is_named(tmp_path):
+    path = tmp_path / "results.jsonl"
+    path.write_text(json.dumps(LINE) + "\n{]\n" + json.dumps(LINE) + "\n")
+    with pytest.raises(
+        ConfigError, match=r"^config\.results: Line 2 of .*results\.jsonl is not a whole result: remove"
+    ):
+        Results(path)

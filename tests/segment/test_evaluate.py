@@ -62,7 +62,10 @@ def test_heads_are_counted_scene_by_scene_as_scikit_learn_does():
 def test_equal_logits_count_for_the_first_class():
     (made, _, mask) = scene("a.png", "east", 20, 20, 4)
     levels = np.array([[1, 1, 0, 0, 2, 2]], np.float32)  # classes 0 and 1 are equal in one head, 1 and 2 in the other
-    forward = lambda tiles: np.broadcast_to(levels, (*tiles.shape[:3], 6))  # noqa: E731
+
+    def forward(tiles):
+        return np.broadcast_to(levels, (*tiles.shape[:3], 6))
+
     first, second = evaluate_heads(forward, [made], CLASSES, heads=2, **SETTINGS)
     assert first.matrix[:, 0].tolist() == second.matrix[:, 1].tolist() == [(mask == k).sum() for k in range(3)]
     assert first.matrix.sum() == second.matrix.sum() == (mask != IGNORE).sum()
