@@ -35,6 +35,7 @@ def full_size() -> ConfigDict:
             **labelled.start(),
             "branch": "",  # workdir of a run whose phases are the first of this one's: goes on from where it ended
             "batch_size": 256,  # tiles over all devices; two views of each
+            "micro_batches": 1,  # parts of the batch that are in memory one at a time; batch norm sees one part
             "data": {
                 "name": "image_folder",
                 "path": "",  # the folder of images
@@ -115,7 +116,7 @@ def full_size() -> ConfigDict:
                 "purity_tiles": 512,  # 0: no purity
                 "data": labelled.section(),
             },
-            "checkpoint": {"every_epochs": 5.0, "keep": 2},
+            "checkpoint": {"every_epochs": 5.0, "every_minutes": 10.0, "keep": 2},  # minutes of 0: by epochs alone
             "log": {"every": 10, "tensorboard": True, "figure_tiles": 8},
             "compilation_cache": "~/.cache/grass_jax/xla",
         }

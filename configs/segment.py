@@ -77,7 +77,7 @@ def full_size() -> ConfigDict:
             "validate_every": 0,
             "validation_share": 0.2,
             "evaluate": labelled.scoring(),
-            "checkpoint": {"every_steps": 500, "keep": 1},
+            "checkpoint": {"every_steps": 500, "every_minutes": 10.0, "keep": 1},  # minutes of 0: by steps alone
             "log": {"every": 10, "tensorboard": True},
             "compilation_cache": "~/.cache/grass_jax/xla",
         }

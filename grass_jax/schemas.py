@@ -57,6 +57,11 @@ def _check_pretraining(values: dict[str, Any]) -> None:
             f"config.data.path, {values['data.path']}, holds images and masks, and masks are no images to pretrain on: "
             "give its folder images."
         )
+    if values["batch_size"] % values["micro_batches"]:
+        raise ConfigError(
+            f"config.micro_batches must divide config.batch_size, {values['batch_size']}, not "
+            f"{values['micro_batches']}."
+        )
     guided = any(values[f"{name}.step"] == "gs_step" for name in values["phases"])
     if values["branch"] and follows_length(values["method.name"]):
         raise ConfigError(
@@ -108,6 +113,7 @@ PRETRAINING = Schema(
         "augment.size": whole(32),
         "model.init": one_of("torchvision", "original"),
         "branch": TEXT,
+        "micro_batches": whole(1),
         "method.name": one_of(*METHODS),
         "guidance.threshold": number("between 0 and 1", lambda v: 0 < v < 1),
         **section("guidance", {name: one_of(*choices) for name, choices in CHOICES.items()}),

@@ -45,6 +45,7 @@ TRAINING = {
         "one or more different names of phases",
         lambda v: isinstance(v, tuple | list) and all(isinstance(p, str) for p in v) and 0 < len(v) == len(set(v)),
     ),
+    "checkpoint.every_minutes": NOT_NEGATIVE,
     "checkpoint.keep": whole(1),
     "log.every": whole(1),
     "log.tensorboard": YES_OR_NO,
