@@ -36,8 +36,10 @@ def _tpu(name: str, bfloat16: float, memory: float, bandwidth: float, link: floa
 def _gpu(
     name: str, bfloat16: float, float32: float, exact: float, memory: float, bandwidth: float, link: float
 ) -> Chip:
-    rates = (rate * 1e12 for rate in (bfloat16, float32, exact))
-    return Chip(f"NVIDIA {name}", *rates, memory * 1e9, bandwidth * 1e9, link * 1e9)
+    tera, giga = 1e12, 1e9
+    return Chip(
+        f"NVIDIA {name}", bfloat16 * tera, float32 * tera, exact * tera, memory * giga, bandwidth * giga, link * giga
+    )
 
 
 # By the pattern that the device's kind matches, the first that does; teraFLOP/s, GiB or GB, GB/s, GB/s.
