@@ -7,6 +7,7 @@ import numpy as np
 import optax
 
 from grass_jax.methods import Method
+from grass_jax.methods.micro_batches import MicroBatched
 from grass_jax.methods.registry import make_method
 from grass_jax.models import build_encoder
 from grass_jax.optim import decay_mask, larc, original_schedule, warmup_cosine, warmup_poly
@@ -14,7 +15,8 @@ from grass_jax.optim import decay_mask, larc, original_schedule, warmup_cosine, 
 
 def build_method(config: Any, total_steps: int) -> Method:
     """Makes encoder, heads and loss of a config; `total_steps` is the length of the run."""
-    return make_method(build_encoder(**config.model), config.method, total_steps=total_steps)
+    encoder, parts = build_encoder(**config.model), config.get("micro_batches", 1)
+    return make_method(MicroBatched(encoder, parts) if parts > 1 else encoder, config.method, total_steps=total_steps)
 
 
 def build_schedule(config: Any, ends: list[int]) -> optax.Schedule:

@@ -73,6 +73,7 @@ GOOD = {
     "init_ignore": "",
     "model": {"name": "resnet18", "width": 16, "output_stride": 16, "dtype": "float32", "init": "torchvision"},
     "branch": "",
+    "micro_batches": 1,
     "method": {"name": "simclr", "hidden": 0, "embedding": 64, "relu": True, "temperature": 0.5},
     "guidance": {
         "threshold": 0.5,
@@ -108,7 +109,7 @@ GOOD = {
         "purity_tiles": 256,
         "data": LABELLED,
     },
-    "checkpoint": {"every_epochs": 1, "keep": 3},
+    "checkpoint": {"every_epochs": 1, "every_minutes": 10.0, "keep": 3},
     "log": {"every": 10, "tensorboard": True, "figure_tiles": 8},
     "compilation_cache": "",
 }
@@ -191,6 +192,7 @@ CASES = {
     "model.dtype": (("float32", "bfloat16"), ("float16", "bf16", None)),
     "model.init": (("torchvision", "original"), ("pytorch", "")),
     "branch": (("",), (None, 1)),
+    "micro_batches": ((1, 2), (0, -1, 1.5, True)),
     "method.name": (("simclr",), ("SimCLR", "", None)),
     "method.hidden": ((0, 1, 2048), (-1, 1.5, None)),
     "method.embedding": ((2, 128), (1, 0, 128.0)),
@@ -230,6 +232,7 @@ CASES = {
     "probe.purity_tiles": ((0, 512), (-1, 2.0)),
     **{f"probe.data.{key}": cases for key, cases in LABELLED_CASES.items()},
     "checkpoint.every_epochs": ((0.5, 1, 10), (0, -1, NAN, True)),
+    "checkpoint.every_minutes": ((0, 0.5, 10), (-1, NAN, "10", True)),
     "checkpoint.keep": ((1, 5), (0, 1.0)),
     "log.every": ((1, 100), (0, 1.0)),
     "log.tensorboard": SWITCHES,
@@ -375,6 +378,12 @@ def test_the_guidance_map_has_more_than_one_value():
 def test_views_are_not_enlarged_for_the_guidance():
     with pytest.raises(ConfigError, match=r"guidance\.size must be at most config\.augment\.size, 64, not 65\.$"):
         check(changed(**{"guidance.size": 65}))
+
+
+def test_micro_batches_divide_the_batch():
+    check(changed(batch_size=32, micro_batches=8))
+    with pytest.raises(ConfigError, match=r"^config\.micro_batches must divide config\.batch_size, 32, not 5\.$"):
+        check(changed(batch_size=32, micro_batches=5))
 
 
 def test_a_branch_has_a_schedule_per_phase_and_a_start_of_its_own():

@@ -1,6 +1,7 @@
 """The parts that methods share: the encoder on both views, heads with their statistics, moving averages, queues."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -8,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from grass_jax.losses import normalised
+from grass_jax.methods.micro_batches import MicroBatched, part_by_part
 
 
 def init_encoder(encoder: nn.Module, key: jax.Array, views: jax.Array) -> tuple[jax.Array, Any, Any]:
@@ -22,11 +24,11 @@ def init_encoder(encoder: nn.Module, key: jax.Array, views: jax.Array) -> tuple[
         Features (b, 2, h, w, d) of the views, which lend their shape to the heads; params; batch statistics.
     """
     features, variables = encoder.init_with_output(key, _rows(views), train=True)
-    return _pairs(features, views), variables["params"], variables["batch_stats"]  # pyright: ignore[reportReturnType]
+    return _pairs(features, views), variables["params"], variables.get("batch_stats", {})  # pyright: ignore[reportReturnType]
 
 
 def run_encoder(
-    encoder: nn.Module, params: Any, stats: Any, views: jax.Array, *, begin: int = 0, end: int = 4
+    encoder: nn.Module | MicroBatched, params: Any, stats: Any, views: jax.Array, *, begin: int = 0, end: int = 4
 ) -> tuple[jax.Array, Any]:
     """Encodes both views of every tile in one forward, in train mode.
 
@@ -41,10 +43,13 @@ def run_encoder(
     Returns:
         Features (b, 2, h, w, d), and the statistics with those of the encoder updated.
     """
+    if isinstance(encoder, MicroBatched):
+        forward = partial(run_encoder, encoder.encoder, begin=begin, end=end)
+        return part_by_part(forward, encoder.parts)(params, stats, views)
     variables = {"params": params["encoder"], "batch_stats": stats["encoder"]}
     part: dict[str, Any] = {} if (begin, end) == (0, 4) else {"begin": begin, "end": end}
     features, updated = encoder.apply(variables, _rows(views), train=True, mutable=["batch_stats"], **part)
-    return _pairs(features, views), {**stats, "encoder": updated["batch_stats"]}  # pyright: ignore[reportReturnType]
+    return _pairs(features, views), {**stats, "encoder": updated.get("batch_stats", {})}  # pyright: ignore[reportReturnType]
 
 
 def pool(features: jax.Array) -> jax.Array:
