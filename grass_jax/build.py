@@ -15,8 +15,10 @@ from grass_jax.optim import decay_mask, larc, original_schedule, warmup_cosine, 
 
 def build_method(config: Any, total_steps: int) -> Method:
     """Makes encoder, heads and loss of a config; `total_steps` is the length of the run."""
-    encoder, parts = build_encoder(**config.model), config.get("micro_batches", 1)
-    return make_method(MicroBatched(encoder, parts) if parts > 1 else encoder, config.method, total_steps=total_steps)
+    encoder: Any = build_encoder(**config.model)
+    parts = config.get("micro_batches", 1)
+    encoder = MicroBatched(encoder, parts) if parts > 1 else encoder
+    return make_method(encoder, config.method, total_steps=total_steps)
 
 
 def build_schedule(config: Any, ends: list[int]) -> optax.Schedule:
