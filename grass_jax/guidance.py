@@ -117,6 +117,7 @@ def guide(
     """
     size, own_stats = views.shape[-2], state.stats
     if hp.size:
+        views = views.astype(jnp.promote_types(views.dtype, jnp.float32))
         views = jax.image.resize(views, (*views.shape[:2], hp.size, hp.size, views.shape[-1]), "linear")
     if hp.encoder == "random":
         state = _random_state(state, views, method)

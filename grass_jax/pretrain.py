@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
 from grass_jax import sharding, steps
 from grass_jax.augment import Augmentation, Geometry, two_views
 from grass_jax.bands import Bands, denormalise
-from grass_jax.build import build_method, build_optimizer, build_schedule
-from grass_jax.checkpoint import Checkpoints, kept_steps, refuse_other_run, refuse_other_trunk
+from grass_jax.build import build_schedule, initial_state
+from grass_jax.checkpoint import Checkpoints
 from grass_jax.config import ConfigError, phase_length
 from grass_jax.data.loader import check_batch_size, fitting_batch_size, process_batches, steps_per_epoch
 from grass_jax.data.published.facts import PUBLISHED
@@ -23,15 +24,16 @@ from grass_jax.data.source import TileSource, open_tiles
 from grass_jax.guidance import GuidanceSettings, guide
 from grass_jax.initial import follow_encoder, initial_encoder, settle_bands
 from grass_jax.methods import Method
-from grass_jax.models.original_init import original_init
+from grass_jax.read_checkpoint import kept_steps
 from grass_jax.report import figures
 from grass_jax.report.environment import environment
 from grass_jax.report.log import read_metrics, write_json
 from grass_jax.report.summary import finish
+from grass_jax.resume import refuse_other_run, refuse_other_trunk
 from grass_jax.sampling import crop_boxes
 from grass_jax.schemas import check
 from grass_jax.segment.watch import unwatched, watch_afterwards, watched, watching_hooks
-from grass_jax.state import TrainState, create_state
+from grass_jax.state import TrainState
 from grass_jax.train import DivergedError, Hook, Phase, Task, phases_of, train
 
 FIGURE_BATCH = 64  # tiles whose contrastive loss guides the pictures; a few of them are drawn
@@ -49,8 +51,10 @@ def run(config: Any, workdir: str | Path) -> dict[str, Any] | None:
 
     Raises:
         ConfigError: a key or value that cannot be run.
-        ResumeError: the folder holds another run.
+        ResumeError: the folder holds another run, or no checkpoint that can be read.
         DivergedError: a number stopped being finite.
+        SaveError: the last state cannot be saved.
+        Stopped: a signal came; the state is saved.
     """
     check(config)
     began = time.monotonic()
@@ -70,9 +74,10 @@ def run(config: Any, workdir: str | Path) -> dict[str, Any] | None:
     init_key, run_key = jax.random.split(jax.random.key(config.seed))
     data = {"tiles": len(source), "batch_size": batch_size, "tiles_digest": source.digest()}
     with Checkpoints(workdir, keep=config.checkpoint.keep, keep_steps=tuple(ends)) as checkpoints:
-        done = checkpoints.latest or 0
         plain = config.to_dict()
-        refuse_other_run(workdir, plain, data, steps_per_epoch=length, done=done)
+        refuse_other_run(workdir, plain, data, steps_per_epoch=length, done=checkpoints.latest or 0)
+        init = initial_state(config, init_key, ends)
+        done, state = checkpoints.go_on(init, sharding.replicated(mesh))
         trunk = 0
         if config.branch and done:  # its first checkpoint is the trunk's last one, kept for good: the trunk may be gone
             trunk = kept_steps(workdir)[0]
@@ -111,10 +116,9 @@ def run(config: Any, workdir: str | Path) -> dict[str, Any] | None:
             *(config.branch or config.init or "random weights", mesh.size, jax.devices()[0].device_kind),
         )
         if trunk and not done:
-            shapes = jax.eval_shape(task.init)
             with Checkpoints(config.branch) as before:
-                checkpoints.save(trunk, before.restore(shapes, sharding.replicated(mesh), trunk))
-            checkpoints.wait()
+                done, state = trunk, before.restore(jax.eval_shape(init), sharding.replicated(mesh), trunk)
+            checkpoints.save_surely(trunk, state)
         try:
             train(
                 task,
@@ -124,11 +128,15 @@ def run(config: Any, workdir: str | Path) -> dict[str, Any] | None:
                 key=run_key,
                 log_every=config.log.every,
                 checkpoint_every=max(1, round(config.checkpoint.every_epochs * length)),
+                checkpoint_minutes=config.checkpoint.every_minutes,
                 tensorboard=config.log.tensorboard,
+                start=done,
+                begun=state,
             )
         except DivergedError as error:
             if first:
                 figures.curves(workdir / "figures" / "curves.png", read_metrics(workdir))
+            checkpoints.wait()
             raise DivergedError(
                 f"{error} The run has stopped; its last good checkpoint is step {checkpoints.latest or 0}. Lower the "
                 "learning rate (config.schedule.peak with the cosine schedule) and start again in another --workdir."
@@ -186,27 +194,21 @@ def pretraining_task(
         The task.
     """
     augmentation = Augmentation(**config.augment, bands=Bands(**config.bands.to_dict()))
-    method, schedule = build_method(config, ends[-1]), build_schedule(config, ends)
-    optimizer = build_optimizer(config, schedule)
-    hp = GuidanceSettings(**config.guidance)
+    random = initial_state(config, init_key, ends)
+    _, method, optimizer = random.args
+    schedule, hp = build_schedule(config, ends), GuidanceSettings(**config.guidance)
+
+    dtype = jnp.dtype(config.model.dtype)
 
     def augment(key: jax.Array, batch: dict[str, jax.Array]) -> tuple[jax.Array, Geometry]:
-        return two_views(key, batch["image"], augmentation, geometry=True)
+        views, geometry = two_views(key, batch["image"], augmentation, geometry=True)
+        return views.astype(dtype), geometry  # as the first convolution would: half the memory, and cheaper crops
 
     shared = {"method": method, "optimizer": optimizer, "augment": augment}
     step_functions = {
         "warmup_step": partial(steps.warmup_step, **shared),
         "gs_step": partial(steps.gs_step, hp=hp, **shared),
     }
-    random = partial(
-        create_state,
-        init_key,
-        method,
-        optimizer,
-        size=augmentation.size,
-        bands=len(augmentation.bands),
-        reinitialise=original_init if config.model.init == "original" else None,
-    )
     pictures = guidance_pictures(config, source, method, augment, hp, augmentation, workdir)
     length = steps_per_epoch(source, batch_size)
     return Task(
@@ -271,7 +273,7 @@ def guidance_pictures(
         )
         guided = crop_boxes(views, guidance.boxes)
         first = (views, guided)
-        shown = [denormalise(images[:drawn, 0], augmentation.bands) for images in first]
+        shown = [denormalise(images[:drawn, 0].astype(jnp.float32), augmentation.bands) for images in first]
         return *shown, guidance.maps[:drawn, 0], guidance.boxes[:drawn, 0], guidance.fallback[:drawn, 0]
 
     def draw(phase: Phase, step: int, state: TrainState) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -86,3 +87,19 @@ def test_eight_devices_take_a_step(state, batch, settings):
     np.testing.assert_allclose(metrics["loss_before"], alone.loss, rtol=1e-4)
     extent = np.asarray(alone.boxes[..., 2:] - alone.boxes[..., :2])
     np.testing.assert_allclose(metrics["box_area"], extent.prod(-1).mean() / SIZE**2, rtol=0.02)
+
+
+def test_views_in_the_encoders_dtype_change_no_number(batch):
+    encoder = ResNet((1, 1, 1, 1), BasicBlock, width=4, output_stride=8, dtype=jnp.bfloat16)
+    method = simclr(encoder, embedding=16, temperature=0.5)
+
+    def halved(key, batch):
+        views, geometry = augment(key, batch)
+        return views.astype(jnp.bfloat16), geometry
+
+    ends = []
+    for views in (augment, halved):
+        state = create_state(jax.random.key(1), method, optax.sgd(0.1), size=SIZE)
+        step = jax.jit(partial(gs_step, method=method, optimizer=optax.sgd(0.1), augment=views))
+        ends.append(step(state, batch, jax.random.key(5)))
+    jax.tree.map(np.testing.assert_array_equal, *ends)
