@@ -1,5 +1,7 @@
 """Batches of tiles: a function of the seed and the step, sharded by process, read ahead by grain."""
 
+import contextlib
+import copy
 import functools
 import os
 import threading
@@ -9,11 +11,13 @@ from typing import Any
 import grain
 import jax
 import numpy as np
-from absl import flags, logging
+from absl import logging
 
 from grass_jax.config import ConfigError
+from grass_jax.data.faults import IN_A_ROW, DataError, Fault, Replaced, UnreadableTileError, substitutes
 from grass_jax.data.order import epoch_order, find_overlaps
 from grass_jax.data.source import TileSource
+from grass_jax.data.workers import in_processes, surviving
 
 
 def steps_per_epoch(source: TileSource, batch_size: int) -> int:
@@ -55,12 +59,13 @@ class BatchSource:
         self.__setstate__(self.__dict__)
 
     def __getstate__(self) -> dict:
-        return {name: value for name, value in self.__dict__.items() if name not in ("_order", "_lock")}
+        return {name: value for name, value in self.__dict__.items() if not name.startswith("_")}
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)
         self._order = functools.lru_cache(maxsize=2)(self._make_order)
         self._lock = threading.Lock()
+        self._unreadable: set[int] = set()
 
     def _make_order(self, epoch: int) -> tuple[np.ndarray, int]:
         return epoch_order(self.seed, epoch, tiles=len(self.source), batch_size=self.batch_size, overlaps=self.overlaps)
@@ -73,11 +78,44 @@ class BatchSource:
     def __len__(self) -> int:
         return self.stop - self.start
 
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+    def starting_at(self, step: int) -> "BatchSource":
+        """The same batches from a later step on."""
+        rest = copy.copy(self)
+        rest.start = step
+        return rest
+
+    def __getitem__(self, index: int) -> tuple[dict[str, np.ndarray], tuple[Fault, ...]]:
+        """The rows of a batch, and those of its tiles that could not be read and have another in their place.
+
+        Raises:
+            DataError: for one row, `IN_A_ROW` other tiles could not be read either.
+        """
         epoch, step = divmod(self.start + int(index), steps_per_epoch(self.source, self.batch_size))
-        rows = self.order(epoch)[0][step, self.rows]
-        tiles = [self.source[i] for i in rows]
-        return {name: np.stack([tile[name] for tile in tiles]) for name in tiles[0]} | {"index": rows}
+        batch, faults = self.order(epoch)[0][step], []
+        tiles, numbers = zip(*(self._read(tile, batch, faults) for tile in batch[self.rows].tolist()), strict=True)
+        rows = {name: np.stack([tile[name] for tile in tiles]) for name in tiles[0]}
+        return rows | {"index": np.array(numbers, np.int32)}, tuple(faults)
+
+    def _read(self, tile: int, batch: np.ndarray, faults: list[Fault]) -> tuple[dict[str, np.ndarray], int]:
+        """A tile or its substitute, and its number."""
+        cause = ""
+        for number in (tile, *substitutes(tile, batch, len(self.source))):
+            # one that was given up once is tried once in every later epoch: nobody waits for it again
+            pauses = () if number in self._unreadable else self.source.pauses
+            try:
+                found = self.source.read(number, pauses)
+            except UnreadableTileError as error:
+                self._unreadable.add(number)
+                cause = error.cause
+                if number == tile:
+                    faults.append(Fault(tile, cause))
+                continue
+            self._unreadable.discard(number)
+            return found, number
+        raise DataError(
+            f"{self.source.describe(tile)} and the {IN_A_ROW} tiles after it cannot be read ({cause}): bring their "
+            f"disk back, or delete {self.source.name} to have it prepared again."
+        )
 
 
 def batches(
@@ -92,10 +130,12 @@ def batches(
     workers: int = 0,
     threads: int | None = None,
     negatives: bool = True,
+    replaced: Replaced | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
     """This process's rows of the global batches of steps `start` to `stop` - 1.
 
-    A batch depends on `seed` and its step alone, so a run resumes by its `start`, on any number of processes.
+    A batch depends on `seed` and its step alone, so a run resumes by its `start`, on any number of processes. A tile
+    that cannot be read gives its place to the next one that can. A worker process that dies is started again.
 
     Args:
         source: tiles to draw from.
@@ -108,10 +148,12 @@ def batches(
         workers: worker processes that read and decode; 0 reads in threads of this process.
         threads: reading threads per process, each with one batch in memory; up to 8, by the cores, where None.
         negatives: the tiles of a batch are negatives of one another, so overlapping ones are kept apart.
+        replaced: counts the rows whose tile could not be read; None counts them for this call alone.
 
     Returns:
         an iterator of `image` (batch_size // process_count, t, t, c) as stored, `index` (rows,) int32 and, where the
-        data set has masks, `mask` (rows, t, t) uint8.
+        data set has masks, `mask` (rows, t, t) uint8. It raises DataError where too many tiles cannot be read, or the
+        workers die again and again.
 
     Raises:
         ValueError: if the batch cannot be shared by the processes, or is larger than the data.
@@ -129,12 +171,21 @@ def batches(
         _log_overlaps(steps, process_index)
     threads = min(8, os.cpu_count() or 1) if threads is None else threads
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(2, threads))
-    data = grain.MapDataset.source(steps).to_iter_dataset(options)
-    if workers:
-        if not flags.FLAGS.is_parsed():  # grain passes the flags on to its workers; a notebook or test has none
-            flags.FLAGS.mark_as_parsed()
-        data = data.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2))
-    return _closing(data)
+
+    def open_at(step: int) -> grain.IterDataset:
+        data = grain.MapDataset.source(steps.starting_at(step)).to_iter_dataset(options)
+        return in_processes(data, workers) if workers else data
+
+    return _counted(surviving(open_at, start), steps, Replaced() if replaced is None else replaced)
+
+
+def _counted(read: Iterator, steps: BatchSource, replaced: Replaced) -> Iterator[dict[str, np.ndarray]]:
+    rows, length = steps.rows.stop - steps.rows.start, steps_per_epoch(steps.source, steps.batch_size)
+    with contextlib.closing(read):  # pyright: ignore[reportArgumentType]
+        for batch, faults in read:
+            names = [steps.source.describe(tile) for tile, _ in faults]
+            replaced.add(faults, names, rows=rows, steps_per_epoch=length, where=steps.source.name)
+            yield batch
 
 
 def process_batches(source: TileSource, start: int, stop: int, **options: Any) -> Iterator[dict[str, np.ndarray]]:
@@ -160,12 +211,3 @@ def _log_overlaps(steps: BatchSource, process_index: int) -> None:
             pairs,
             epoch,
         )
-
-
-def _closing(data: grain.IterDataset) -> Iterator[dict[str, np.ndarray]]:
-    """End the reading threads as soon as the batches are used up or let go."""
-    iterator = iter(data)
-    try:
-        yield from iterator
-    finally:
-        iterator.close()

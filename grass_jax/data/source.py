@@ -1,10 +1,12 @@
 """The tiles of a prepared data set, by index."""
 
+import copy
 import dataclasses
 import hashlib
 import io
 import json
 import os
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +20,7 @@ from grass_jax.data.builders.image_folder import ImageFolder, folder_config
 from grass_jax.data.builders.notices import log_notes
 from grass_jax.data.builders.sample import Sample, sample_config
 from grass_jax.data.builders.tiling import kept_tiles
+from grass_jax.data.faults import UnreadableTileError, cause_of
 from grass_jax.data.prepare import prepare
 from grass_jax.data.tiles import tile_positions
 
@@ -35,6 +38,7 @@ class TileSource:
         class_names: names of the mask's ids; empty where there are no masks.
         rows: (n,) numbers of the tiles' records; None where tile i is record i.
         bands: of the images, as measured when they were prepared.
+        pauses: seconds to wait before each further try to read a record: a network disk comes back.
     """
 
     name: str
@@ -45,6 +49,7 @@ class TileSource:
     class_names: tuple[str, ...] = ()
     rows: np.ndarray | None = None
     bands: Bands = RGB
+    pauses: tuple[float, ...] = (0.1, 1.0, 5.0)
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -72,22 +77,51 @@ class TileSource:
 
         Raises:
             IndexError: if there is no such tile.
-            RuntimeError: if its record cannot be read; names the tile, its file and position.
+            UnreadableTileError: if its record cannot be read; names the tile, its file and position.
         """
+        return self.read(index, self.pauses)
+
+    def read(self, index: int, pauses: Sequence[float]) -> dict[str, np.ndarray]:
+        """Decode one tile as `source[index]` does, after pauses of one's own choice; none of them tries once."""
         if not 0 <= index < len(self):
             raise IndexError(f"There is no tile {index}: the data set has {len(self)}.")
-        try:
-            record = self.records[int(index if self.rows is None else self.rows[index])]
-            return {name: _decoded(record[name]) for name in ("image", "mask") if name in record}
-        except Exception as error:  # a damaged record ends in any error of its reader or decoder
-            file, y, x = self.positions[index]
-            raise RuntimeError(
-                f"Tile {index} ({self.files[file]}, y={y}, x={x}) of {self.name} cannot be read ({error}): "
-                "delete that folder to have it prepared again."
-            ) from error
+        failed: Exception | None = None
+        for pause in (None, *pauses):
+            if pause is not None:
+                time.sleep(pause)
+                self._reopen()
+            try:
+                return self._decoded(self.records[int(index if self.rows is None else self.rows[index])])
+            except MemoryError:
+                raise
+            except Exception as error:  # a damaged record ends in any error of its reader or decoder
+                failed = error
+        raise UnreadableTileError(self.describe(index), cause_of(failed)) from failed
+
+    def describe(self, index: int) -> str:
+        """Which tile of which file this is, for messages."""
+        file, y, x = self.positions[index]
+        return f"Tile {index} ({self.files[file]}, y={y}, x={x}) of {self.name}"
+
+    def _reopen(self) -> None:
+        """Forget the open files: a reader that could not open its file once fails for ever, as does a stale handle."""
+        records = copy.copy(self.records)
+        if hasattr(records, "data_source"):  # of TFDS; its copy opens files of its own, when it reads
+            records.data_source = copy.copy(records.data_source)
+        object.__setattr__(self, "records", records)  # other threads go on with the old ones
+
+    def _decoded(self, record: dict[str, Any]) -> dict[str, np.ndarray]:
+        size = self.tile_size
+        wanted = {"image": ((size, size, len(self.bands)), self.bands.dtype), "mask": ((size, size), "uint8")}
+        tile = {name: _pixels(record[name]) for name in wanted if name in record or name == "image"}
+        for name, pixels in tile.items():
+            if (pixels.shape, pixels.dtype.name) != wanted[name]:
+                shape, dtype = wanted[name]
+                raise ValueError(f"its {name} is {pixels.dtype} {pixels.shape} and not {dtype} {shape}")
+        return tile
 
 
-def _decoded(encoded: bytes | np.ndarray) -> np.ndarray:
+def _pixels(encoded: bytes | np.ndarray) -> np.ndarray:
     if isinstance(encoded, np.ndarray):
         return encoded
     with Image.open(io.BytesIO(encoded), formats=("PNG",)) as image:

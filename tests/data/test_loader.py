@@ -1,4 +1,3 @@
-import dataclasses
 import os
 import pickle
 import subprocess
@@ -125,18 +124,6 @@ def test_a_source_can_be_pickled(source):
     np.testing.assert_array_equal(copy.positions, source.positions)
     with pytest.raises(IndexError):
         source[45]
-
-
-def test_a_record_that_cannot_be_read_is_named(source):
-    class Broken:
-        def __getitem__(self, index):
-            raise OSError("disk gone")
-
-    broken = dataclasses.replace(source, records=Broken())
-    with pytest.raises(RuntimeError, match=r"Tile 10 \(1.png, y=0, x=16\).*disk gone"):
-        broken[10]
-    with pytest.raises(RuntimeError, match="disk gone"):
-        list(batches(broken, batch_size=8, seed=0, start=0, stop=2))
 
 
 def test_worker_processes_give_the_same_batches(place, source, tmp_path):

@@ -1,0 +1,349 @@
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from grass_jax.bands import Bands
+from grass_jax.data import source as source_module
+from grass_jax.data.faults import FEW, IN_A_ROW, NAMED, DataError, Fault, Replaced, UnreadableTileError, substitutes
+from grass_jax.data.loader import BatchSource, batches
+from grass_jax.data.source import TileSource, open_tiles
+from grass_jax.data.workers import DEATHS, surviving
+
+TILES, SIZE, BATCH = 64, 4, 8
+GREY = Bands(numbers=(1,), low=(0.0,), high=(255.0,), mean=(0.5,), std=(0.5,), rgb=())
+
+
+class Records:
+    """Tile i is an image and a mask of i; those of `bad` fail, the first `healing` reads of each tile, too."""
+
+    def __init__(self, bad=(), healing=0, error=OSError):
+        self.bad, self.healing, self.error, self.reads = dict.fromkeys(bad), healing, error, []
+
+    def __getitem__(self, index):
+        self.reads.append(index)
+        if index in self.bad and self.bad[index] is not None:
+            return self.bad[index]
+        if index in self.bad or self.reads.count(index) <= self.healing:
+            raise self.error("disk gone")
+        return tile_of(index)
+
+
+def tile_of(number, shape=(SIZE, SIZE), dtype=np.uint8):
+    return {"image": np.full((*shape, 1), number, dtype), "mask": np.full(shape, number, dtype)}
+
+
+def in_memory(records, pauses=()):
+    positions = np.column_stack([np.arange(TILES) // 16, np.arange(TILES) % 16 * SIZE, np.zeros(TILES)])
+    files = ("a.tif", "b.tif", "c.tif", "d.tif")
+    return TileSource("/data/x", records, files, positions.astype(np.int32), SIZE, ("x",), bands=GREY, pauses=pauses)
+
+
+def read(records, replaced=None, **changes):
+    options = {"batch_size": BATCH, "seed": 5, "start": 0, "stop": TILES // BATCH, "threads": 1} | changes
+    return list(batches(in_memory(records), replaced=replaced, **options))
+
+
+@pytest.fixture
+def slept(monkeypatch):
+    pauses = []
+    monkeypatch.setattr(source_module.time, "sleep", pauses.append)
+    return pauses
+
+
+def test_a_record_is_tried_again_after_growing_pauses(slept):
+    source = in_memory(Records(healing=2), pauses=(0.1, 1.0, 5.0))
+    np.testing.assert_array_equal(source[7]["image"], tile_of(7)["image"])
+    assert slept == [0.1, 1.0]
+    assert TileSource.pauses == tuple(sorted(TileSource.pauses))
+
+
+def test_a_record_is_given_up_after_the_last_pause(slept):
+    records = Records(bad=[7])
+    sentence = r"^Tile 7 \(a.tif, y=28, x=0\) of /data/x cannot be read \(disk gone\): delete"
+    with pytest.raises(UnreadableTileError, match=sentence):
+        in_memory(records, pauses=(0.1, 1.0))[7]
+    assert (records.reads, slept) == ([7] * 3, [0.1, 1.0])
+    with pytest.raises(MemoryError):  # no damage: waiting and other tiles do not help
+        in_memory(Records(bad=[7], error=MemoryError), pauses=(0.1,))[7]
+
+
+def test_a_file_that_comes_back_is_opened_again(tmp_path, monkeypatch):
+    Image.fromarray(np.arange(16 * 16 * 3, dtype=np.uint8).reshape(16, 16, 3)).save(tmp_path / "a.png")
+    source = open_tiles("image_folder", path=tmp_path, tile_size=16, data_dir=tmp_path / "tfds")
+    (record_file,) = Path(source.name).glob("*.array_record*")
+    away = record_file.rename(tmp_path / "away")
+    with pytest.raises(DataError, match="No such file"):
+        source.read(0, ())
+    monkeypatch.setattr(source_module.time, "sleep", lambda _: away.exists() and away.rename(record_file))
+    assert source[0]["image"].shape == (16, 16, 3)
+    assert source.read(0, ())["image"].shape == (16, 16, 3)  # the later reads are on the new handle
+
+
+@pytest.mark.parametrize(
+    ("record", "cause"),
+    [
+        (tile_of(7, shape=(SIZE, SIZE + 1)), r"its image is uint8 \(4, 5, 1\) and not uint8 \(4, 4, 1\)"),
+        (tile_of(7, dtype=np.uint16), "its image is uint16"),
+        (tile_of(7) | {"mask": np.zeros((SIZE, SIZE, 3), np.uint8)}, r"its mask is uint8 \(4, 4, 3\)"),
+        (tile_of(7) | {"image": b"no picture"}, "cannot identify image file"),
+        ({"mask": tile_of(7)["mask"]}, "'image'"),
+    ],
+)
+def test_a_record_of_another_form_counts_as_unreadable(record, cause):
+    records = Records()
+    records.bad[7] = record
+    with pytest.raises(DataError, match=cause):
+        in_memory(records)[7]
+    replaced = Replaced()
+    assert not any((batch["index"] == 7).any() for batch in read(records, replaced))
+    assert replaced.total == 1
+
+
+@pytest.mark.parametrize("bad", [(9,), (63, 0), (20, 21, 22)])
+def test_another_tile_takes_the_place_of_one_that_cannot_be_read(bad):
+    healthy, replaced = read(Records()), Replaced()
+    damaged = read(Records(bad), replaced)
+    left = 0
+    for before, after in zip(healthy, damaged, strict=True):
+        expected = []
+        for tile in before["index"].tolist():
+            number = tile
+            while number in bad or (number != tile and number in before["index"]):  # the next one that is free
+                number = (number + 1) % TILES
+                left += 1
+            expected.append(number)
+        assert after["index"].tolist() == expected
+        assert after["index"].dtype == np.int32
+        for number, image, mask in zip(expected, after["image"], after["mask"], strict=True):
+            np.testing.assert_array_equal(image, tile_of(number)["image"])
+            np.testing.assert_array_equal(mask, tile_of(number)["mask"])
+    assert left >= replaced.total >= len(bad)
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_the_substitute_is_the_same_on_every_process(count):
+    whole = read(Records([9, 30]))
+    parts = [read(Records([9, 30]), process_index=i, process_count=count) for i in range(count)]
+    for step, batch in enumerate(whole):
+        np.testing.assert_array_equal(np.concatenate([part[step]["index"] for part in parts]), batch["index"])
+
+
+def test_substitutes_follow_the_tile_and_are_not_in_its_batch():
+    assert list(substitutes(8, np.array([8, 9, 1, 3]), 10)) == [0, 2, 4, 5, 6]
+    assert list(substitutes(1, np.array([0, 1, 2]), 3)) == [2, 0]  # all tiles are in the batch
+    assert list(substitutes(0, np.array([0, 1]), 3)) == [2]
+
+
+def test_a_tile_that_was_given_up_is_not_waited_for_again(slept):
+    records = Records([9])
+    steps = {"batch_size": BATCH, "seed": 5, "start": 0, "stop": 24, "rows": slice(0, BATCH), "negatives": True}
+    rows = BatchSource(in_memory(records, pauses=(0.1, 1.0)), **steps)
+    for step in range(24):
+        rows[step]
+    assert slept == [0.1, 1.0]
+    assert records.reads.count(9) == 3 + 2  # once in each of the two later epochs
+    records.bad.clear()
+    assert sum(len(rows[step][1]) for step in range(8)) == 0  # and taken again when it can be read
+
+
+def test_the_log_names_the_first_tiles_and_then_says_sums(caplog):
+    replaced, limits = Replaced(), {"rows": 100, "steps_per_epoch": 1000, "where": "/data/x"}
+    for number in [*range(8), *range(32)]:
+        replaced.add((Fault(number, "torn"),), [f"Tile {number}"], **limits)
+        replaced.add((), [], **limits)
+    named = [f"Tile {number} cannot be read (torn): the next one takes its place." for number in range(NAMED)]
+    sums = [f"{n} times so far a tile could not be read and the next one took its place." for n in (10, 20, 40)]
+    assert [record.getMessage() for record in caplog.records] == named + sums
+    assert replaced.total == 40
+
+
+def test_the_count_of_a_log_adds_up():
+    replaced, limits = Replaced(), {"rows": 100, "steps_per_epoch": 1000, "where": ""}
+    assert replaced.since_last() == {}
+    for count in (2, 1):
+        replaced.add((Fault(1, ""),) * count, ["Tile 1"] * count, **limits)
+    assert replaced.since_last() == {"replaced": 3.0}
+    assert replaced.since_last() == {}
+    replaced.add((Fault(1, ""),), ["Tile 1"], **limits)
+    assert replaced.since_last() == {"replaced": 1.0}
+
+
+def test_many_unreadable_tiles_of_an_epoch_end_the_run():
+    fault = ((Fault(3, "torn"),), ["Tile 3 of x"])
+    replaced, limits = Replaced(), {"rows": 10, "steps_per_epoch": 100, "where": "/data/x"}
+    for step in range(1000):  # 1 % of the rows
+        replaced.add(*(fault if step % 10 == 0 else ((), [])), **limits)
+    replaced.add(*fault, **limits)
+    last = r"the last: Tile 3 of x; torn"
+    with pytest.raises(DataError, match=rf"^11 of the last 1000 tiles could not be read \({last}\): .* delete /data/x"):
+        replaced.add(*fault, **limits)
+    few, limits = Replaced(), {"rows": 8, "steps_per_epoch": 5, "where": ""}  # 1 % of 40 is less than a tile
+    for _ in range(FEW):
+        few.add(*fault, **limits)
+    with pytest.raises(DataError):
+        few.add(*fault, **limits)
+
+
+def test_several_unreadable_tiles_in_a_row_end_the_run():
+    sentence = rf"^Tile \d+ .* and the {IN_A_ROW} tiles after it cannot be read \(disk gone\): bring"
+    with pytest.raises(DataError, match=sentence):
+        read(Records(bad=range(TILES)))
+
+
+DEATH = "Worker process was terminated unexpectedly with exit code -9. Search the logs"
+
+
+def dying(deaths, stop, opened, error=DEATH):
+    """Opens 0, 1, ... `stop` - 1 whose process dies before it gives the numbers `deaths`; notes what is still open."""
+
+    def open_at(step):
+        def numbers():
+            opened.append(step)
+            try:
+                for number in range(step, stop):
+                    if number in deaths:
+                        deaths.remove(number)
+                        raise RuntimeError(error)
+                    yield number
+            finally:
+                opened.append("closed")
+
+        return numbers()
+
+    return open_at
+
+
+def test_reading_goes_on_where_a_process_has_died(caplog):
+    opened = []
+    assert list(surviving(dying([4, 6, 6, 7], 9, opened), 2)) == list(range(2, 9))
+    assert opened == [2, "closed", 4, "closed", 6, "closed", 6, "closed", 7, "closed"]
+    assert caplog.text.count("A reading process has ended (SIGKILL)") == 4
+
+
+def test_processes_that_die_again_and_again_end_the_run():
+    opened = []
+    found = surviving(dying([4] * DEATHS, 9, opened), 3)
+    assert next(found) == 3
+    with pytest.raises(DataError, match=rf"ended \(SIGKILL\) {DEATHS} times .*: lower config.data.workers"):
+        next(found)
+    assert opened.count("closed") == DEATHS
+    with pytest.raises(RuntimeError, match="another"):
+        list(surviving(dying([4], 9, opened, error="another error"), 3))
+
+
+def job(tmp_path, body):
+    """A program that reads real records of 45 tiles in two processes."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number in range(5):
+        y, x = np.mgrid[:40, :40]
+        Image.fromarray(np.stack([y, x, np.full_like(y, number)], -1).astype(np.uint8)).save(folder / f"{number}.png")
+    place = {"path": str(folder), "tile_size": 16, "data_dir": str(tmp_path / "tfds")}
+    source = open_tiles("image_folder", **place)
+    script = tmp_path / "job.py"
+    script.write_text(
+        textwrap.dedent("""
+        import hashlib, multiprocessing, os, signal, sys, time
+        from absl import app
+        from grass_jax.data.faults import DataError, Replaced
+        from grass_jax.data.loader import batches
+        from grass_jax.data.source import open_tiles
+
+        def workers():
+            return sorted(p.pid for p in multiprocessing.active_children())
+
+        def digest(batch):
+            return batch["index"].tolist(), hashlib.sha256(batch["image"].tobytes()).hexdigest()
+
+        def main(_):
+            source = open_tiles("image_folder", **PLACE)
+            options = {"batch_size": 8, "seed": 2, "start": 0, "stop": 25}
+        BODY
+
+        if __name__ == "__main__":
+            app.run(main)
+        """)
+        .replace("PLACE", repr(place))
+        .replace("BODY", textwrap.indent(textwrap.dedent(body), "    "))
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    return source, {"args": [sys.executable, str(script)], "env": environment, "text": True}
+
+
+def test_a_worker_that_is_killed_changes_no_batch_and_leaves_nothing_behind(tmp_path):
+    _, program = job(
+        tmp_path,
+        """
+        expected = [digest(batch) for batch in batches(source, **options)]
+        found = []
+        for step, batch in enumerate(batches(source, **options, workers=2)):
+            found.append(digest(batch))
+            if step == 2:
+                os.kill(workers()[0], signal.SIGINT)  # as Ctrl-C does: for the run to decide
+            if step in (5, 12):
+                os.kill(workers()[step % 2], signal.SIGKILL)
+        print(found == expected, len(found), workers())
+        """,
+    )
+    done = subprocess.run(**program, capture_output=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["True 25 []"]
+    assert done.stderr.count("A reading process has ended (SIGKILL)") == 2
+    assert "Traceback" not in done.stderr
+
+
+def test_damage_on_disk_is_the_same_and_counted_in_worker_processes(tmp_path):
+    source, program = job(
+        tmp_path,
+        """
+        for count in (0, 2):
+            replaced = Replaced()
+            rows = [digest(batch) for batch in batches(source, **options, replaced=replaced, workers=count)]
+            print(replaced.total, hashlib.sha256(repr(rows).encode()).hexdigest())
+        """,
+    )
+    (record_file,) = Path(source.name).glob("*.array_record*")
+    content = bytearray(record_file.read_bytes())
+    picture = content.index(b"IDAT", len(content) // 20)
+    content[picture : picture + 4] = b"torn"
+    record_file.write_bytes(content)
+    done = subprocess.run(**program, capture_output=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    alone, in_workers = done.stdout.splitlines()
+    assert alone == in_workers
+    assert int(alone.split()[0]) >= 4  # once an epoch at most, of five
+
+
+def test_workers_end_with_a_run_that_is_killed(tmp_path):
+    _, program = job(
+        tmp_path,
+        """
+        for batch in batches(source, **options, workers=2):
+            print(*workers(), flush=True)
+            time.sleep(600)
+        """,
+    )
+    with subprocess.Popen(**program, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as run:
+        workers = [int(number) for number in run.stdout.readline().split()]
+        assert len(workers) == 2
+        run.send_signal(signal.SIGKILL)
+    deadline = time.monotonic() + 30
+    while any(alive(worker) for worker in workers) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(alive(worker) for worker in workers)
+
+
+def alive(process):
+    try:
+        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"  # one whose new parent has not yet taken its end
