@@ -113,7 +113,7 @@ class TileSource:
     def _decoded(self, record: dict[str, Any]) -> dict[str, np.ndarray]:
         size = self.tile_size
         wanted = {"image": ((size, size, len(self.bands)), self.bands.dtype), "mask": ((size, size), "uint8")}
-        tile = {name: _pixels(record[name]) for name in wanted if name in record or name == "image"}
+        tile = {name: pixels_of(record[name]) for name in wanted if name in record or name == "image"}
         for name, pixels in tile.items():
             if (pixels.shape, pixels.dtype.name) != wanted[name]:
                 shape, dtype = wanted[name]
@@ -121,7 +121,8 @@ class TileSource:
         return tile
 
 
-def _pixels(encoded: bytes | np.ndarray) -> np.ndarray:
+def pixels_of(encoded: bytes | np.ndarray) -> np.ndarray:
+    """Decodes what a record holds of an image or a mask, (t, t, c) or (t, t)."""
     if isinstance(encoded, np.ndarray):
         return encoded
     with Image.open(io.BytesIO(encoded), formats=("PNG",)) as image:

@@ -1,3 +1,4 @@
+import argparse
 import os
 import pickle
 import subprocess
@@ -11,6 +12,7 @@ import pytest
 import rasterio
 from PIL import Image
 
+from benchmarks.input import measure
 from grass_jax.data.loader import batches, steps_per_epoch
 from grass_jax.data.source import open_tiles
 
@@ -150,3 +152,10 @@ def test_worker_processes_give_the_same_batches(place, source, tmp_path):
     expected = [batch["index"].tolist() for batch in batches(source, batch_size=8, seed=2, start=0, stop=7)]
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [str(expected), "[]"]
+
+
+def test_the_benchmark_measures_every_way_of_reading(source):
+    rates = measure(source, argparse.Namespace(batch_size=8, workers=[0], seconds=0.01))
+    ways = {name.partition(",")[0].partition(" as")[0] for name in rates}
+    assert ways == {"read", "decode", "input"}
+    assert min(rates.values()) > 0
