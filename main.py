@@ -1,5 +1,6 @@
 """Runs what a config names: `python main.py --config=configs/gs.py`."""
 
+import signal
 import sys
 from pathlib import Path
 
@@ -8,12 +9,14 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from grass_jax import pretrain, schemas, sharding
-from grass_jax.checkpoint import ResumeError
+from grass_jax.checkpoint import ResumeError, SaveError
 from grass_jax.comparison import run as compare
 from grass_jax.config import ConfigError
 from grass_jax.interop import export
+from grass_jax.read_checkpoint import DamagedError
 from grass_jax.report.terminal import show_plain_messages
 from grass_jax.segment import apply, finetune
+from grass_jax.stopping import EXIT_CODES, Stopped
 from grass_jax.train import DivergedError
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with a preset after a colon (configs/gs.py).")
@@ -42,12 +45,16 @@ def main(_: list[str]) -> None:
         sharding.initialize(COORDINATOR.value, PROCESSES.value, PROCESS.value)
         schemas.check(config)
         TASKS[config.task](config, workdir)
-    except (ConfigError, ResumeError, DivergedError) as error:
+    except (ConfigError, ResumeError, DamagedError, DivergedError, SaveError) as error:
         sys.exit(f"grass_jax: {error}")
+    except Stopped as stop:
+        print(f"grass_jax: {stop}", file=sys.stderr)
+        sys.exit(stop.code)
     except KeyboardInterrupt:
         resumes = "phases" in config or config.task == "compare"
         goes_on = f" goes on from the newest checkpoint in {workdir}" if resumes else " starts over"
-        sys.exit(f"grass_jax: interrupted; the same command{goes_on}.")
+        print(f"grass_jax: interrupted; the same command{goes_on}.", file=sys.stderr)
+        sys.exit(EXIT_CODES[signal.SIGINT])
 
 
 def parse(arguments: list[str]) -> list[str]:

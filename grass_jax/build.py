@@ -1,8 +1,9 @@
-"""From the sections of a config to encoder, loss, schedule and optimiser."""
+"""From the sections of a config to encoder, loss, schedule, optimiser and the state before the first step."""
 
 from functools import partial
 from typing import Any
 
+import jax
 import numpy as np
 import optax
 
@@ -10,7 +11,9 @@ from grass_jax.methods import Method
 from grass_jax.methods.micro_batches import MicroBatched
 from grass_jax.methods.registry import make_method
 from grass_jax.models import build_encoder
+from grass_jax.models.original_init import original_init
 from grass_jax.optim import decay_mask, larc, original_schedule, warmup_cosine, warmup_poly
+from grass_jax.state import TrainState, create_state
 
 
 def build_method(config: Any, total_steps: int) -> Method:
@@ -57,4 +60,23 @@ def build_optimizer(config: Any, schedule: optax.Schedule) -> optax.GradientTran
         return optax.adamw(schedule, b1=options.momentum, eps=options.eps, weight_decay=options.weight_decay, mask=mask)
     return optax.chain(
         optax.add_decayed_weights(options.weight_decay, mask=mask), optax.sgd(schedule, momentum=options.momentum)
+    )
+
+
+def initial_state(config: Any, key: jax.Array, ends: list[int]) -> partial[TrainState]:
+    """Makes `create_state` of a run: its arguments are the key, the method and the optimiser.
+
+    Args:
+        config: of a pretraining run, its bands settled.
+        key: of the initial parameters.
+        ends: last step of each phase, counted over the run.
+    """
+    return partial(
+        create_state,
+        key,
+        build_method(config, ends[-1]),
+        build_optimizer(config, build_schedule(config, ends)),
+        size=config.augment.size,
+        bands=len(config.bands.numbers),
+        reinitialise=original_init if config.model.init == "original" else None,
     )

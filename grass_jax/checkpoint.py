@@ -1,21 +1,42 @@
-"""Checkpoints: what is kept, what is refused, and how a run resumes.
+"""Checkpoints: what is kept, what is damaged, and what happens when the disk is full.
 
 The rules: a checkpoint is the whole `TrainState` under the number of updates done. The latest few and the end of every
 phase are kept. Only a finite state is saved, so that the newest checkpoint is always one to go on from. Batches and
-keys are functions of the step, so there is nothing else to store.
+keys are functions of the step, so there is nothing else to store. With the state goes the fingerprint of each array;
+one that does not hold what was saved is skipped for the one before it and moved aside. A save that fails costs no step.
 """
 
-import json
+import shutil
+import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging
 from jax.sharding import Sharding
 from orbax.checkpoint.checkpoint_managers import preservation_policy as keep_policy
 
-from grass_jax.config import UNITS, differing, phase_length
+from grass_jax import fingerprint
+from grass_jax.disk_space import too_little_space
+from grass_jax.read_checkpoint import cause, checked
+from grass_jax.sharding import sum_over_processes, wait_for_all
+
+ASIDE = "damaged_checkpoints"  # folder of the run that takes what cannot be read
+HALF_WRITTEN = ".orbax-checkpoint-tmp"
+# what orbax and tensorstore raise for a disk that is full, gone or read-only; a wrong call raises other things
+WRITE_ERRORS = (OSError, ValueError, RuntimeError)
+
+
+class ResumeError(ValueError):
+    """The working directory holds a run that cannot be continued, or not with this configuration."""
+
+
+class SaveError(RuntimeError):
+    """The last state of a run could not be saved."""
 
 
 class Checkpoints:
@@ -36,9 +57,11 @@ class Checkpoints:
             policies.append(
                 keep_policy.BestN(get_metric_fn=lambda m: m[best], n=1, keep_checkpoints_without_metrics=False)
             )
-        self._best = best
-        self._manager = ocp.CheckpointManager(
-            Path(workdir).absolute() / "checkpoints",
+        self._best, self._folder = best, Path(workdir).absolute() / "checkpoints"
+        self._writing: int | None = None
+        self._left_out = 0  # saves that failed since the last one that did not
+        self._manager = _Manager(
+            self._folder,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=keep_policy.AnyPreservationPolicy(policies),
                 best_fn=None if best is None else lambda m: m[best],  # without it the numbers are not written
@@ -48,13 +71,78 @@ class Checkpoints:
 
     @property
     def latest(self) -> int | None:
-        """Step of the newest checkpoint; None when there is none."""
+        """Step of the newest checkpoint, sound or not, or just being written; None when there is none."""
         return self._manager.latest_step()
 
-    def save(self, step: int, state: Any, numbers: dict[str, float] | None = None) -> None:
-        """Saves the state after `step` updates; returns when it has been copied, before it has been written."""
+    def save(
+        self, step: int, state: Any, numbers: dict[str, float] | None = None, saved: dict[str, int] | None = None
+    ) -> None:
+        """Saves the state after `step` updates; returns when it has been copied, before it has been written.
+
+        Where that fails, a warning says so and the older checkpoints stay. Every process calls it.
+
+        Args:
+            step: updates done.
+            state: arrays.
+            numbers: measured on it; the one that `best` names is kept with it.
+            saved: the state's fingerprints, where they have been taken.
+        """
+        self.wait()
         scored = {self._best: numbers[self._best]} if self._best and numbers and self._best in numbers else None
-        self._manager.save(step, args=ocp.args.StandardSave(state), metrics=scored)
+        saved = fingerprint.inspect(state)[1] if saved is None else saved
+        why = too_little_space(self._folder, sum(leaf.nbytes for leaf in jax.tree.leaves(state)))
+        if _anywhere(bool(why)):  # asked before any of them begins: they write together
+            self._failed(step, why)
+            return
+        args, stored = ocp.args.StandardSave(state), {"fingerprints": saved}
+        try:
+            self._manager.save(step, args=args, metrics=scored, custom_metadata=stored, force=True)
+        except WRITE_ERRORS as error:
+            why = cause(error)
+        if _anywhere(bool(why)):
+            self._failed(step, why)
+        else:
+            self._writing = step
+
+    def save_surely(
+        self,
+        step: int,
+        state: Any,
+        numbers: dict[str, float] | None = None,
+        saved: dict[str, int] | None = None,
+        *,
+        patience: float = 300.0,
+        pause: float = 10.0,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        """Saves as `save` does, returns when it has been written, and tries again for a while where that fails.
+
+        Args:
+            step, state, numbers, saved: as for `save`.
+            patience: seconds after the first failure.
+            pause: seconds between two tries.
+            clock: tells the time in seconds.
+            sleep: waits for seconds.
+
+        Raises:
+            SaveError: it cannot be written.
+        """
+        began = None
+        while True:
+            self.save(step, state, numbers, saved)
+            self.wait()
+            if step in self._manager.all_steps():
+                return
+            if began is None:
+                began = clock()
+                logging.warning("It is the last state of this session: trying again for %g minutes.", patience / 60)
+            if _anywhere(clock() - began >= patience):
+                raise SaveError(
+                    f"The state after step {step} could not be saved in {self._folder}: make room; the same command "
+                    f"goes on from step {self.latest or 0}."
+                )
+            sleep(pause)
 
     def best_step(self) -> int | None:
         """Step of the kept checkpoint with the highest number, the later of equals; None where none has one."""
@@ -73,13 +161,68 @@ class Checkpoints:
 
         Returns:
             The state, on the devices of the sharding.
+
+        Raises:
+            ResumeError: it does not hold what was saved.
         """
-        template = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), state)
-        return self._manager.restore(step or self.latest, args=ocp.args.StandardRestore(template))
+        step = self.latest if step is None else step
+        restored, why = self._read(state, sharding, step)
+        if why:
+            folder = self._folder / str(step)
+            raise ResumeError(f"{folder} cannot be read ({why}): move it away and give the same command again.")
+        return restored
+
+    def go_on(self, state: Callable[[], Any], sharding: Sharding) -> tuple[int, Any]:
+        """Reads the newest checkpoint that holds what was saved; later ones are moved aside, and a warning says so.
+
+        Call it before the first step of a session; what an earlier one left half written is removed.
+
+        Args:
+            state: makes a state of the same structure, shapes and dtypes; called where there is a checkpoint.
+            sharding: where the arrays go.
+
+        Returns:
+            Its step and the state; 0 and None where no checkpoint was ever written.
+
+        Raises:
+            ResumeError: there are checkpoints and none can be read.
+        """
+        self._remove_half_written()
+        steps, damaged = sorted(self._manager.all_steps(), reverse=True), {}
+        shapes = jax.eval_shape(state) if steps else None
+        for step in steps:
+            restored, why = self._read(shapes, sharding, step)
+            if not why:
+                self._move_aside(damaged, step)
+                return step, restored
+            damaged[step] = why
+        if damaged:
+            said = "; ".join(f"step {step}: {why}" for step, why in damaged.items())
+            raise ResumeError(
+                f"No checkpoint in {self._folder} can be read ({said}): put a copy of it in its place, use the version "
+                "of grass_jax that wrote it, or give another --workdir to start again."
+            )
+        return 0, None
+
+    def poll(self) -> None:
+        """Says at once how a save has ended, if one has; with several processes the next save says it."""
+        if self._writing is not None and jax.process_count() == 1 and not self._manager.is_saving_in_progress():
+            self.wait()
 
     def wait(self) -> None:
-        """Waits until everything is written."""
-        self._manager.wait_until_finished()
+        """Waits until everything is written; a warning says what could not be. Every process calls it."""
+        if self._writing is None:
+            return
+        step, self._writing, why = self._writing, None, ""
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:  # from another thread: whatever it is, the state was not written
+            why = cause(error)
+        if _anywhere(bool(why)):
+            self._failed(step, why)
+        elif self._left_out:
+            logging.info("Saving works again: step %d is saved, %d before it are not.", step, self._left_out)
+            self._left_out = 0
 
     def close(self) -> None:
         """Waits until everything is written, and ends the writing."""
@@ -89,187 +232,69 @@ class Checkpoints:
     def __enter__(self):
         return self
 
-    def __exit__(self, *_):
-        self.close()
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        try:
+            (self.close if kind is None else self._manager.close)()  # after an error others may not be here to be asked
+        except Exception as error:
+            logging.warning("The checkpoint of step %s could not be saved: %s.", self._writing, cause(error))
+
+    def _read(self, state: Any, sharding: Sharding, step: int | None) -> tuple[Any, str]:
+        """A checkpoint's state, or why it cannot be read; all processes get the same answer."""
+        template = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), state)
+        args = ocp.args.StandardRestore(template)
+        restored, why = checked(self._folder / str(step), lambda: self._manager.restore(step, args=args))
+        return (None, why or "another process cannot read it") if _anywhere(bool(why)) else (restored, "")
+
+    def _move_aside(self, damaged: dict[int, str], sound: int) -> None:
+        for step, why in damaged.items():
+            aside = self._folder.parent / ASIDE / str(step)
+            if jax.process_index() == 0:
+                aside.parent.mkdir(exist_ok=True)
+                while aside.exists():
+                    aside = aside.with_name(f"{aside.name}_again")
+                (self._folder / str(step)).rename(aside)
+            logging.warning(
+                "The checkpoint of step %d cannot be read (%s) and is now %s: going on from step %d.",
+                *(step, why, aside, sound),
+            )
+        if damaged:
+            wait_for_all()
+            self._manager.reload()
+
+    def _failed(self, step: int, why: str) -> None:
+        with suppress(Exception):  # a failure that another process has met first
+            self._manager.wait_until_finished()
+        self._remove_half_written()
+        self._manager.reload()  # what was to be deleted after it is still there
+        if not self._left_out:
+            logging.warning(
+                "The checkpoint of step %d could not be saved (%s): training goes on without, and the newest is that "
+                "of step %d.",
+                *(step, why or "another process says why", self.latest or 0),
+            )
+        self._left_out += 1
+
+    def _remove_half_written(self) -> None:
+        if jax.process_index() == 0:
+            for path in self._folder.iterdir():
+                if HALF_WRITTEN in path.name:
+                    shutil.rmtree(path, ignore_errors=True)
+        wait_for_all()
 
 
-@jax.jit
-def all_finite(tree: Any) -> jax.Array:
-    """Says whether every number of a tree of arrays is finite; one boolean."""
-    leaves = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]
-    return jnp.stack(leaves).all()
+class _Manager(ocp.CheckpointManager):
+    """Orbax's, which neither falls over a damaged number nor asks other processes about a pre-emption."""
+
+    def metrics(self, step: int) -> Any:
+        try:
+            return super().metrics(step)
+        except ValueError:
+            return None
+
+    def reached_preemption(self, step: int) -> bool:
+        return False  # stopping.py does; asked from a background thread it would mix up the steps
 
 
-TASK_WORDS = {"pretrain": "pretraining", "segment": "fine-tuning", "compare": "comparison"}
-
-
-def run_config(workdir: str | Path, *, task: str) -> dict[str, Any]:
-    """Reads the resolved configuration of a run.
-
-    Args:
-        workdir: folder of the run.
-        task: what the run must be: `pretrain` or `segment`.
-
-    Returns:
-        The configuration as nested dicts.
-
-    Raises:
-        FileNotFoundError: there is no such run.
-    """
-    path = Path(workdir).expanduser().absolute() / "config.json"
-    config = json.loads(path.read_text()).get("config") if path.exists() else None
-    if config is None:  # other libraries name a file so, too
-        raise FileNotFoundError(f"{path.parent} holds no {TASK_WORDS[task]} run: give the --workdir of one.")
-    found = config.get("task", "pretrain")
-    if found != task:
-        raise FileNotFoundError(
-            f"{path.parent} holds a {TASK_WORDS.get(found, found)} run: give the --workdir of a {TASK_WORDS[task]} run."
-        )
-    if "bands" not in config:
-        raise FileNotFoundError(
-            f"{path.parent} is of an earlier version of grass_jax, which did not record its bands: train it again."
-        )
-    return config
-
-
-def kept_steps(workdir: str | Path) -> list[int]:
-    """Steps of the checkpoints that a run has kept, in order.
-
-    Raises:
-        FileNotFoundError: there is none.
-    """
-    checkpoints = Path(workdir).expanduser().absolute() / "checkpoints"
-    steps = sorted(ocp.utils.checkpoint_steps(checkpoints)) if checkpoints.is_dir() else []
-    if not steps:
-        raise FileNotFoundError(f"{checkpoints.parent} has no checkpoint yet: let the run go on.")
-    return steps
-
-
-def restore_part(workdir: str | Path, wanted: Any, step: int | None = None) -> Any:
-    """Reads a part of a checkpoint, onto one device.
-
-    Args:
-        workdir: folder of the run.
-        wanted: the part's tree, of anything with shape and dtype.
-        step: of a checkpoint that was kept; None takes the newest.
-
-    Returns:
-        The tree with arrays.
-
-    Raises:
-        FileNotFoundError: there is no checkpoint of that step.
-    """
-    checkpoints, steps = Path(workdir).expanduser().absolute() / "checkpoints", kept_steps(workdir)
-    if step not in (None, *steps):
-        raise FileNotFoundError(f"{checkpoints.parent} has no checkpoint of step {step}: it has {steps}.")
-    one_device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    wanted = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=one_device), wanted)
-    with ocp.PyTreeCheckpointer() as checkpointer:
-        return checkpointer.restore(
-            checkpoints / str(step or steps[-1]) / "default",
-            args=ocp.args.PyTreeRestore(
-                item=wanted, partial_restore=True, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted)
-            ),
-        )
-
-
-class ResumeError(ValueError):
-    """The working directory holds a run that this configuration cannot continue."""
-
-
-# may differ between the sessions of one run: what does not enter the numbers
-FREE_KEYS = (
-    *("name", "preset", "log.", "checkpoint.", "probe.", "compilation_cache", "branch"),
-    *("data.workers", "data.path", "data.data_dir"),
-)
-
-
-def refuse_other_trunk(trunk: str | Path, config: dict[str, Any], data: dict[str, Any], *, steps_per_epoch: int) -> int:
-    """Compares the configuration of a run that branches off with that of the run which it goes on from.
-
-    Args:
-        trunk: folder of the run to go on from; it has ended.
-        config: the resolved configuration, as nested dicts: what comes after the trunk's phases may be new, and the
-            guidance where none of them used it.
-        data: as for `refuse_other_run`.
-        steps_per_epoch: full batches in the data.
-
-    Returns:
-        The step at which the trunk ended.
-
-    Raises:
-        ResumeError: it is no such run, or it is another one than this run would have begun with.
-    """
-    try:
-        old, kept = run_config(trunk, task="pretrain"), kept_steps(trunk)
-    except FileNotFoundError as error:
-        raise ResumeError(f"config.branch: {error}") from error
-    begun = json.loads((Path(trunk).expanduser() / "config.json").read_text())["data"]
-    phases, wanted = list(old["phases"]), list(config["phases"])
-    if wanted[: len(phases)] != phases or wanted == phases:
-        raise ResumeError(
-            f"config.branch is {trunk}, whose phases are {', '.join(phases)}: config.phases must be these and more."
-        )
-    end = sum(phase_length(old[name], steps_per_epoch) for name in phases)
-    guided = any(old[name]["step"] == "gs_step" for name in phases)
-    free = (*FREE_KEYS, "phases", "branch", *(f"{name}." for name in wanted[len(phases) :]))
-    free += () if guided else ("guidance.",)
-    free += ("schedule.restart",) if len(phases) == 1 else ()  # to one phase both values are the same
-    refused = [key for key in differing(old, config) if not key.startswith(free)]
-    if differing(begun, data):
-        refused.append("data")
-    if refused:
-        raise ResumeError(f"config.branch is {trunk}, a run with other settings ({', '.join(refused)}): give the same.")
-    if end not in kept:
-        raise ResumeError(f"config.branch is {trunk}, which has not reached its step {end}: let it end first.")
-    return end
-
-
-def refuse_other_run(
-    workdir: str | Path, config: dict[str, Any], data: dict[str, Any], *, steps_per_epoch: int, done: int
-) -> None:
-    """Compares the configuration with the one that the run in this folder began with.
-
-    Args:
-        workdir: folder of the run; without a checkpoint (`done` of 0) everything goes.
-        config: the resolved configuration, as nested dicts.
-        data: what else the numbers depend on: tiles, batch size after cutting, a digest of where the tiles come from.
-        steps_per_epoch: full batches in them.
-        done: updates in the newest checkpoint.
-
-    Raises:
-        ResumeError: a key differs that may not; a phase may only become longer, and only the last one once it has
-            ended.
-    """
-    path = Path(workdir) / "config.json"
-    if done == 0:
-        return
-    if not path.exists():
-        raise ResumeError(f"{workdir} has checkpoints but no config.json to compare with: give another --workdir.")
-    begun = json.loads(path.read_text())
-    refused, end = [], 0
-    old_phases = begun["config"]["phases"]
-    for key in differing(begun["config"], config):
-        if not key.startswith(FREE_KEYS) and key not in [f"{name}.{unit}" for name in old_phases for unit in UNITS]:
-            refused.append(key)
-    for name in old_phases:
-        old = begun["config"][name]
-        length = phase_length(old, steps_per_epoch)
-        end += length
-        change = phase_length(config.get(name, old), steps_per_epoch) - length
-        ended = done >= end and name != old_phases[-1]
-        if change < 0 or (change > 0 and ended):
-            refused.append(f"{name}.{'steps' if 'steps' in old else 'epochs'}")
-    measured = all(key.startswith("bands.") for key in refused)  # the data's, where the configuration leaves them open
-    if refused and not (measured and differing(begun["data"], data)):
-        why = ", as after a change of the images" if measured else ""
-        raise ResumeError(
-            f"{workdir} holds a run of {done} steps with another configuration ({', '.join(refused)}{why}): give the "
-            f"old values (they are in {path}) or another --workdir."
-        )
-    if differing(begun["data"], data):
-        raise ResumeError(
-            f"{workdir} holds a run on {begun['data']['tiles']} tiles in batches of {begun['data']['batch_size']}, now "
-            f"there are {data['tiles']} in batches of {data['batch_size']}, or other tiles: restore the data or give "
-            "another --workdir."
-        )
+def _anywhere(happened: bool) -> bool:
+    """Says whether something is so on any process; every process calls it."""
+    return bool(sum_over_processes(np.array([happened], np.int64))[0])

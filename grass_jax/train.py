@@ -10,12 +10,14 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
-from grass_jax.checkpoint import Checkpoints, all_finite
+from grass_jax.checkpoint import Checkpoints
+from grass_jax.fingerprint import inspect
 from grass_jax.report.log import MetricsLog
 from grass_jax.report.progress import Progress
 from grass_jax.sharding import global_batch, replicated
 from grass_jax.state import TrainState
 from grass_jax.steps import compile_step
+from grass_jax.stopping import Signals, Stopped, Watch
 
 
 class Phase(NamedTuple):
@@ -85,11 +87,15 @@ def train(
     key: jax.Array,
     log_every: int,
     checkpoint_every: int,
+    checkpoint_minutes: float,
     tensorboard: bool,
+    start: int = 0,
+    begun: TrainState | None = None,
 ) -> TrainState:
-    """Runs the phases from the newest checkpoint, or from the start, to the end.
+    """Runs the phases from a checkpoint, or from the start, to the end.
 
-    Metrics are fetched one step late, so that the device always has the next step to do.
+    SIGTERM and Ctrl-C end it after the current step, which is saved. Metrics are fetched one step late, so that the
+    device always has the next step to do.
 
     Args:
         task: what to run.
@@ -99,25 +105,30 @@ def train(
         key: of the run; step i uses `fold_in(key, i)`.
         log_every: steps between two lines of the log.
         checkpoint_every: steps between two checkpoints; the end of a phase always gets one.
+        checkpoint_minutes: from the last checkpoint to the next one at the latest; 0 leaves it to the steps.
         tensorboard: write event files, too.
+        start: updates done.
+        begun: the state after them, replicated over the mesh, e.g. from `Checkpoints.go_on`; it must not be used
+            again. None makes the one before the first step.
 
     Returns:
         The final state.
 
     Raises:
         DivergedError: a number is not finite; the newest checkpoint is the last good state.
+        SaveError: the last state cannot be saved.
+        Stopped: a signal came; the state is saved.
     """
-    start = checkpoints.latest or 0
-    if start:
-        logging.info("Resuming after step %d of %d.", start, task.phases[-1].end)
-        state = checkpoints.restore(jax.eval_shape(task.init), replicated(mesh))
-    else:
-        state = jax.device_put(task.init(), replicated(mesh))
-    first = jax.process_index() == 0
+    first, end = jax.process_index() == 0, task.phases[-1].end
     with (
+        Signals("this step" if jax.process_count() == 1 else "one of the next steps") as signals,
         MetricsLog(workdir, start, tensorboard=tensorboard, enabled=first) as log,
-        Progress(task.phases[-1].end, start_step=start, images_per_step=task.batch_size, enabled=first) as progress,
+        Progress(end, start_step=start, images_per_step=task.batch_size, enabled=first) as progress,
     ):
+        if begun is not None:
+            logging.info("Resuming after step %d of %d.", start, end)
+        state = jax.device_put(task.init(), replicated(mesh)) if begun is None else begun
+        watch = Watch(signals, save_after=60 * checkpoint_minutes, start=start)
         report = _Report(task, log, progress, log_every)
         if not start:
             run_hooks([hook for hook in task.hooks if hook.at_start], task.phases[0], 0, state, task, log)
@@ -129,17 +140,27 @@ def train(
             for i, batch in enumerate(task.batches(begin, phase.end), begin):
                 state, metrics = step(state, global_batch(batch, mesh), jax.random.fold_in(key, i))
                 report.late(phase, i + 1, metrics)
+                checkpoints.poll()
+                verdict = watch.after(i + 1)
                 due = [hook for hook in task.hooks if hook.due(phase, i + 1)]
                 save = i + 1 == phase.end or (i + 1) % checkpoint_every == 0 or any(hook.saves for hook in due)
+                save = save or verdict.save or verdict.stop > 0
                 if due or save:
                     report.flush()
                     since = time.monotonic()
-                    if not all_finite(state):
+                    finite, saved = inspect(state)
+                    if not finite:
                         raise DivergedError(f"The state after step {i + 1} is not finite.")
                     numbers = run_hooks(due, phase, i + 1, state, task, log)
                     if save:
-                        checkpoints.save(i + 1, state, numbers)
+                        surely = verdict.stop or i + 1 == end
+                        (checkpoints.save_surely if surely else checkpoints.save)(i + 1, state, numbers, saved)
+                        watch.saved()
                     progress.leave_out(time.monotonic() - since)
+                if verdict.stop:
+                    raise Stopped(i + 1, verdict.stop)
+        if stop := watch.after(end, last=True).stop:  # while the last state was being saved
+            raise Stopped(end, stop)
     return state
 
 

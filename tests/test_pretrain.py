@@ -1,6 +1,8 @@
 """The main job on a tiny folder of images: to the end, interrupted, refused, diverging."""
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import jax
@@ -10,14 +12,16 @@ import orbax.checkpoint as ocp
 import pytest
 from PIL import Image
 
-from grass_jax import pretrain
+from grass_jax import build, pretrain
 from grass_jax.build import build_schedule
-from grass_jax.checkpoint import ResumeError, refuse_other_run
+from grass_jax.checkpoint import ResumeError
 from grass_jax.config import ConfigError
 from grass_jax.data.loader import fitting_batch_size
 from grass_jax.report.log import read_metrics
+from grass_jax.resume import refuse_other_run
 from grass_jax.sharding import make_mesh
 from grass_jax.state import load_encoder
+from grass_jax.stopping import Stopped
 from grass_jax.train import DivergedError
 
 
@@ -110,6 +114,32 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(finished, tiny, tmp_path,
     assert timeless[0] == timeless[1]
 
 
+def test_a_run_that_a_signal_stopped_goes_on_even_from_the_checkpoint_before(
+    finished, tiny, tmp_path, monkeypatch, caplog
+):
+    """It saves by the clock after every step; the one that the signal saved is then damaged."""
+
+    def stopping(steps_per_epoch):
+        return lambda phase, step, metrics: os.kill(os.getpid(), signal.SIGTERM) if step == 7 else None
+
+    by_time = {"checkpoint.every_epochs": 100.0, "checkpoint.every_minutes": 1e-6}
+    with monkeypatch.context() as patch:
+        patch.setattr(pretrain, "fallback_watch", stopping)
+        with pytest.raises(Stopped, match="after step 8, which is saved") as stop:
+            pretrain.run(tiny(**by_time), tmp_path)
+    assert (stop.value.step, stop.value.code) == (8, 75)
+    checkpoints = tmp_path / "checkpoints"
+    assert sorted(int(path.name) for path in checkpoints.iterdir()) == [6, 7, 8]
+    (checkpoints / "8" / "default" / "manifest.ocdbt").unlink()
+    with caplog.at_level("INFO", logger="absl"):
+        pretrain.run(tiny(), tmp_path)
+    assert "Resuming after step 7 of 12." in caplog.text
+    assert (tmp_path / "damaged_checkpoints" / "8").is_dir()
+    for expected, actual in zip(arrays(finished[0]), arrays(tmp_path), strict=True):
+        np.testing.assert_array_equal(actual, expected)
+    assert [record["step"] for record in read_metrics(tmp_path)] == list(range(1, 13))
+
+
 def test_another_config_in_the_same_folder_is_refused(finished, tiny):
     workdir, _ = finished
     with pytest.raises(ResumeError, match=r"augment\.size, seed"):
@@ -144,7 +174,7 @@ def test_a_longer_training_goes_on(tiny, one_device, tmp_path, monkeypatch):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_state(tiny, one_device, tmp_path, monkeypatch):
-    monkeypatch.setattr(pretrain, "build_schedule", lambda *_: lambda step: jnp.where(step < 5, 1e-3, jnp.inf))
+    monkeypatch.setattr(build, "build_schedule", lambda *_: lambda step: jnp.where(step < 5, 1e-3, jnp.inf))
     with pytest.raises(DivergedError, match="last good checkpoint is step 4"):
         pretrain.run(tiny(), tmp_path)
     assert max(int(path.name) for path in (tmp_path / "checkpoints").iterdir()) == 4

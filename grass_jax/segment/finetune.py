@@ -16,7 +16,7 @@ from grass_jax import sharding
 from grass_jax.augment.pairs import PairAugmentation, augment_pairs
 from grass_jax.bands import Bands
 from grass_jax.build import build_optimizer, build_schedule
-from grass_jax.checkpoint import Checkpoints, refuse_other_run
+from grass_jax.checkpoint import Checkpoints
 from grass_jax.data.budget import write_labels
 from grass_jax.data.loader import check_batch_size, fitting_batch_size, process_batches, steps_per_epoch
 from grass_jax.data.source import TileSource
@@ -26,6 +26,7 @@ from grass_jax.optim import scale_encoder
 from grass_jax.report.environment import environment
 from grass_jax.report.log import write_json
 from grass_jax.report.summary import finish
+from grass_jax.resume import refuse_other_run
 from grass_jax.schemas import check
 from grass_jax.segment.evaluate import (
     Evaluation,
@@ -58,8 +59,10 @@ def run(config: Any, workdir: str | Path) -> dict[str, Any] | None:
 
     Raises:
         ConfigError: a key or value that cannot be run.
-        ResumeError: the folder holds another run.
+        ResumeError: the folder holds another run, or no checkpoint that can be read.
         DivergedError: a number stopped being finite.
+        SaveError: the last state cannot be saved.
+        Stopped: a signal came; the state is saved.
     """
     check(config)
     began, first = time.monotonic(), jax.process_index() == 0
@@ -85,16 +88,11 @@ def run(config: Any, workdir: str | Path) -> dict[str, Any] | None:
     data = {"tiles": len(source), "batch_size": batch_size, "tiles_digest": source.digest()}
     best = VALIDATION if len(held) else None
     with Checkpoints(workdir, keep=config.checkpoint.keep, keep_steps=(end,), best=best) as checkpoints:
-        done = checkpoints.latest or 0
-        plain = config.to_dict()
-        refuse_other_run(workdir, plain, data, steps_per_epoch=steps_per_epoch(source, batch_size), done=done)
-        if done >= end and (workdir / "summary.json").exists():
-            logging.info("%s: this run has ended after %d steps; another --workdir starts a new one.", workdir, done)
-            return None
+        plain, length = config.to_dict(), steps_per_epoch(source, batch_size)
+        refuse_other_run(workdir, plain, data, steps_per_epoch=length, done=checkpoints.latest or 0)
         init_key, run_key = jax.random.split(jax.random.key(config.seed))
         network = build_segmenter(config.model, config.head, len(labelled.classes))
         forward = make_forward(network, bands, sharding.local_mesh())
-        encoder = None if done else initial_encoder(config)
         validation = (
             partial(
                 evaluate, scenes=tile_scenes(labelled, held), classes=labelled.classes, bands=bands, **scoring(config)
@@ -102,9 +100,13 @@ def run(config: Any, workdir: str | Path) -> dict[str, Any] | None:
             if len(held)
             else None
         )
-        task = segmentation_task(
-            config, source, network, forward, init_key, encoder, batch_size=batch_size, validation=validation
-        )
+        parts = (config, source, network, forward, init_key)
+        make_task = partial(segmentation_task, *parts, batch_size=batch_size, validation=validation)
+        done, state = checkpoints.go_on(lambda: make_task(None).init(), sharding.replicated(mesh))
+        if done >= end and (workdir / "summary.json").exists():
+            logging.info("%s: this run has ended after %d steps; another --workdir starts a new one.", workdir, done)
+            return None
+        task = make_task(None if done else initial_encoder(config))
         if first:
             (workdir / "summary.json").unlink(missing_ok=True)  # of a shorter run that this one continues
             labels = {"classes": labelled.classes, "colours": labelled.colours}
@@ -120,7 +122,7 @@ def run(config: Any, workdir: str | Path) -> dict[str, Any] | None:
         )
         if linear and not done:
             state = fit_linear_head(config, task.init(), source, len(labelled.classes))
-            checkpoints.save(end, jax.device_put(state, sharding.replicated(mesh)))
+            checkpoints.save_surely(end, jax.device_put(state, sharding.replicated(mesh)))
         elif done < end:
             try:
                 train(
@@ -131,7 +133,10 @@ def run(config: Any, workdir: str | Path) -> dict[str, Any] | None:
                     key=run_key,
                     log_every=config.log.every,
                     checkpoint_every=config.checkpoint.every_steps,
+                    checkpoint_minutes=config.checkpoint.every_minutes,
                     tensorboard=config.log.tensorboard,
+                    start=done,
+                    begun=state,
                 )
             except DivergedError as error:
                 raise DivergedError(

@@ -1,0 +1,163 @@
+"""Which run may go on from which: what a working directory holds, and what may differ between a run's sessions."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from grass_jax.checkpoint import ResumeError
+from grass_jax.config import UNITS, differing, flatten, phase_length
+from grass_jax.read_checkpoint import kept_steps
+
+TASK_WORDS = {"pretrain": "pretraining", "segment": "fine-tuning", "compare": "comparison"}
+
+
+def run_config(workdir: str | Path, *, task: str) -> dict[str, Any]:
+    """Reads the resolved configuration of a run.
+
+    Args:
+        workdir: folder of the run.
+        task: what the run must be: `pretrain` or `segment`.
+
+    Returns:
+        The configuration as nested dicts.
+
+    Raises:
+        FileNotFoundError: there is no such run.
+    """
+    path = Path(workdir).expanduser().absolute() / "config.json"
+    config = _record(path).get("config")
+    if not isinstance(config, dict):  # other libraries name a file so, too
+        raise FileNotFoundError(f"{path.parent} holds no {TASK_WORDS[task]} run: give the --workdir of one.")
+    found = config.get("task", "pretrain")
+    if found != task:
+        raise FileNotFoundError(
+            f"{path.parent} holds a {TASK_WORDS.get(found, found)} run: give the --workdir of a {TASK_WORDS[task]} run."
+        )
+    if "bands" not in config:
+        raise FileNotFoundError(
+            f"{path.parent} is of an earlier version of grass_jax, which did not record its bands: train it again."
+        )
+    return config
+
+
+def _record(path: Path) -> dict[str, Any]:
+    """What a file of JSON holds; nothing where there is none or it is damaged."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+# may differ between the sessions of one run: what does not enter the numbers
+FREE_KEYS = (
+    *("name", "preset", "log.", "checkpoint.", "probe.", "compilation_cache", "branch"),
+    *("data.workers", "data.path", "data.data_dir"),
+)
+# keys that came later, with the value that does what runs begun before them do
+ADDED = {"micro_batches": 1}
+
+
+def changed(begun: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
+    """Names the keys in which a run's configuration differs from the one it began with, maybe before a key existed.
+
+    Args:
+        begun: as it was recorded, nested.
+        config: as it is now, nested.
+    """
+    now = flatten(config)
+    return differing({key: value for key, value in ADDED.items() if key in now} | flatten(begun), now)
+
+
+def refuse_other_trunk(trunk: str | Path, config: dict[str, Any], data: dict[str, Any], *, steps_per_epoch: int) -> int:
+    """Compares the configuration of a run that branches off with that of the run which it goes on from.
+
+    Args:
+        trunk: folder of the run to go on from; it has ended.
+        config: the resolved configuration, as nested dicts: what comes after the trunk's phases may be new, and the
+            guidance where none of them used it.
+        data: as for `refuse_other_run`.
+        steps_per_epoch: full batches in the data.
+
+    Returns:
+        The step at which the trunk ended.
+
+    Raises:
+        ResumeError: it is no such run, or it is another one than this run would have begun with.
+    """
+    try:
+        old, kept = run_config(trunk, task="pretrain"), kept_steps(trunk)
+    except FileNotFoundError as error:
+        raise ResumeError(f"config.branch: {error}") from error
+    begun = json.loads((Path(trunk).expanduser() / "config.json").read_text())["data"]
+    phases, wanted = list(old["phases"]), list(config["phases"])
+    if wanted[: len(phases)] != phases or wanted == phases:
+        raise ResumeError(
+            f"config.branch is {trunk}, whose phases are {', '.join(phases)}: config.phases must be these and more."
+        )
+    end = sum(phase_length(old[name], steps_per_epoch) for name in phases)
+    guided = any(old[name]["step"] == "gs_step" for name in phases)
+    free = (*FREE_KEYS, "phases", "branch", *(f"{name}." for name in wanted[len(phases) :]))
+    free += () if guided else ("guidance.",)
+    free += ("schedule.restart",) if len(phases) == 1 else ()  # to one phase both values are the same
+    refused = [key for key in changed(old, config) if not key.startswith(free)]
+    if differing(begun, data):
+        refused.append("data")
+    if refused:
+        raise ResumeError(f"config.branch is {trunk}, a run with other settings ({', '.join(refused)}): give the same.")
+    if end not in kept:
+        raise ResumeError(f"config.branch is {trunk}, which has not reached its step {end}: let it end first.")
+    return end
+
+
+def refuse_other_run(
+    workdir: str | Path, config: dict[str, Any], data: dict[str, Any], *, steps_per_epoch: int, done: int
+) -> None:
+    """Compares the configuration with the one that the run in this folder began with.
+
+    Args:
+        workdir: folder of the run; without a checkpoint (`done` of 0) everything goes.
+        config: the resolved configuration, as nested dicts.
+        data: what else the numbers depend on: tiles, batch size after cutting, a digest of where the tiles come from.
+        steps_per_epoch: full batches in them.
+        done: updates in the newest checkpoint.
+
+    Raises:
+        ResumeError: a key differs that may not; a phase may only become longer, and only the last one once it has
+            ended.
+    """
+    path = Path(workdir) / "config.json"
+    if done == 0:
+        return
+    if not path.exists():
+        raise ResumeError(f"{workdir} has checkpoints but no config.json to compare with: give another --workdir.")
+    begun = _record(path)
+    if not (isinstance(begun.get("config"), dict) and isinstance(begun.get("data"), dict)):
+        raise ResumeError(f"{path}, which the run has to be compared with, is damaged: put a copy of it in its place.")
+    refused, end = [], 0
+    old_phases = begun["config"]["phases"]
+    for key in changed(begun["config"], config):
+        if not key.startswith(FREE_KEYS) and key not in [f"{name}.{unit}" for name in old_phases for unit in UNITS]:
+            refused.append(key)
+    for name in old_phases:
+        old = begun["config"][name]
+        length = phase_length(old, steps_per_epoch)
+        end += length
+        change = phase_length(config.get(name, old), steps_per_epoch) - length
+        ended = done >= end and name != old_phases[-1]
+        if change < 0 or (change > 0 and ended):
+            refused.append(f"{name}.{'steps' if 'steps' in old else 'epochs'}")
+    measured = all(key.startswith("bands.") for key in refused)  # the data's, where the configuration leaves them open
+    if refused and not (measured and differing(begun["data"], data)):
+        why = ", as after a change of the images" if measured else ""
+        raise ResumeError(
+            f"{workdir} holds a run of {done} steps with another configuration ({', '.join(refused)}{why}): give the "
+            f"old values (they are in {path}) or another --workdir."
+        )
+    if differing(begun["data"], data):
+        raise ResumeError(
+            f"{workdir} holds a run on {begun['data']['tiles']} tiles in batches of {begun['data']['batch_size']}, now "
+            f"there are {data['tiles']} in batches of {data['batch_size']}, or other tiles: restore the data or give "
+            "another --workdir."
+        )
