@@ -1,20 +1,26 @@
 """Devices and hosts: the only file that knows of them."""
 
+import hashlib
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from grass_jax.config import ConfigError
+from grass_jax.joining import initialize as initialize
 
 AXIS = "data"
+MESSAGE = 1000  # bytes of an error that other processes repeat
+Result = TypeVar("Result")
 
 
 def make_mesh(devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh of one axis, `data`, over the given devices or all devices of all processes."""
     devices = jax.devices() if devices is None else devices
+    # the rows that a process loads are neighbours in the batch: chips of a TPU pod are numbered across hosts
+    devices = sorted(devices, key=lambda device: (device.process_index, device.id))
     # Auto axes: under the Explicit default of jax.make_mesh gathers need their output sharding spelled out
     return Mesh(np.asarray(devices), (AXIS,), axis_types=(AxisType.Auto,))
 
@@ -48,29 +54,61 @@ def global_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Arra
     return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
 
 
-def initialize(coordinator: str = "", processes: int = 1, process: int = 0) -> None:
-    """Joins the other processes of the job; call it before anything touches a device.
+def agree(digest: str, what: str) -> None:
+    """Returns where all processes have given the same text.
 
     Args:
-        coordinator: host:port of process 0 for processes started by hand; empty finds the cluster by itself (Cloud TPU
-            pods, Slurm, Open MPI and what else `jax.distributed` knows) and stays alone where there is none.
-        processes: number of processes started by hand.
-        process: number of this one.
+        digest: any text that must be the same in all of them, such as the configuration in JSON.
+        what: what it sums up, for the message: "The configuration".
 
     Raises:
-        ConfigError: processes are counted but no coordinator is given.
+        ConfigError: in every process; names those that differ from the first.
     """
-    if not coordinator and (processes, process) != (1, 0):
-        raise ConfigError("Processes started by hand need the address of the first: --coordinator=HOST:PORT.")
-    if coordinator:
-        jax.distributed.initialize(coordinator, processes, process)
+    if jax.process_count() == 1:
         return
+    found = _gather(np.frombuffer(hashlib.sha256(digest.encode()).digest(), np.uint32))
+    other = np.flatnonzero((found != found[0]).any(1)).tolist()
+    if other:
+        raise ConfigError(
+            f"{what} of process {', '.join(map(str, other))} differs from that of process 0: start all {len(found)} "
+            "processes with the same command, on the same files."
+        )
+
+
+def in_all(work: Callable[[], Result]) -> Result:
+    """Does something that may fail in one process alone, such as opening its host's files; then it fails in all.
+
+    Args:
+        work: what each process does; it must not wait for the others.
+
+    Returns:
+        What `work` returns.
+
+    Raises:
+        ConfigError: another process has failed; names it and repeats its message. In that process its own error.
+    """
+    if jax.process_count() == 1:
+        return work()
+    failed, result = None, None
     try:
-        jax.distributed.initialize()
-    except ValueError as error:
-        # jax's word for "no cluster here"; everything else is a cluster that does not work
-        if "coordinator_address" not in str(error):
-            raise
+        result = work()
+    except Exception as error:
+        failed = error
+    text = (str(failed) or type(failed).__name__).encode()[:MESSAGE] if failed else b""
+    found = _gather(np.frombuffer(text.ljust(MESSAGE, b"\0"), np.uint8))
+    if failed:
+        raise failed
+    for process, message in enumerate(found):
+        if message.any():
+            raise ConfigError(f"Process {process}: {bytes(message[message > 0]).decode(errors='ignore')}")
+    return cast(Result, result)
+
+
+def _gather(own: np.ndarray) -> np.ndarray:
+    """The arrays of all processes, one row each."""
+    from jax.experimental import multihost_utils
+
+    return np.asarray(multihost_utils.process_allgather(own))
 
 
 def own_copy(tree: Any) -> Any:
@@ -87,11 +125,8 @@ def sum_over_processes(counts: np.ndarray) -> np.ndarray:
     """Adds up an array of int64 counts of the same shape over all processes, exactly; every process gets the sum."""
     if jax.process_count() == 1:
         return counts
-    from jax.experimental import multihost_utils
-
     # two halves of 32 bits: JAX has no 64-bit integers by default
-    halves = np.stack([counts & 0xFFFFFFFF, counts >> 32]).astype(np.uint32)
-    gathered = np.asarray(multihost_utils.process_allgather(halves)).astype(np.int64)
+    gathered = _gather(np.stack([counts & 0xFFFFFFFF, counts >> 32]).astype(np.uint32)).astype(np.int64)
     return (gathered[:, 0] + (gathered[:, 1] << 32)).sum(0)
 
 

@@ -1,0 +1,125 @@
+"""How the processes of a job find each other at the start, and how a process that fails leaves the others."""
+
+import contextlib
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+from absl import logging
+
+from grass_jax.config import ConfigError
+from grass_jax.rendezvous import meet
+
+START_SECONDS = 300.0  # in which all processes of a job must have come
+PATIENCE = 30  # seconds more that JAX's service is given, so that the sentence comes before its abort
+LAST_WORDS = 2.0  # seconds that a failing first process leaves the others to say what they have failed of
+
+
+def initialize(coordinator: str = "", processes: int = 1, process: int = 0, *, seconds: float = START_SECONDS) -> None:
+    """Joins the other processes of the job; call it before anything touches a device.
+
+    Args:
+        coordinator: host:port of process 0 for processes started by hand; empty finds the cluster by itself (Cloud TPU
+            pods, Slurm, Open MPI and what else `jax.distributed` knows) and stays alone where there is none.
+        processes: number of processes started by hand.
+        process: number of this one.
+        seconds: how long to wait for the others.
+
+    Raises:
+        ConfigError: processes are counted but no coordinator is given, or the processes do not find each other. In a
+            cluster that JAX has found by itself, waiting in vain ends the program with a sentence instead.
+    """
+    if not coordinator and (processes, process) != (1, 0):
+        raise ConfigError("Processes started by hand need the address of the first: --coordinator=HOST:PORT.")
+    if coordinator:
+        meet(coordinator, processes, process, seconds=seconds)
+        _join(seconds, coordinator, processes, process, cluster_detection_method="deactivate")
+        return
+    try:
+        _join(seconds)
+    except Exception as error:
+        # jax's word for "no cluster here"; everything else is a cluster that does not work
+        if isinstance(error, ValueError) and "coordinator_address" in str(error):
+            _warn_if_one_of_many()
+            return
+        raise ConfigError(
+            f"The cluster's other processes cannot be found ({' '.join(str(error).split())}): mend that, or start "
+            "each process with --coordinator, --processes and --process (docs/running.md)."
+        ) from error
+    _take_own_gpus()
+
+
+def _join(seconds: float, *where: Any, **how: Any) -> None:
+    """Joins JAX's service, or ends the program with a sentence before the service aborts it.
+
+    It waits where no exception can be raised into.
+    """
+
+    def end() -> None:
+        sys.stderr.write(
+            f"grass_jax: the other processes of this job have not been met within {seconds:.0f} s: start one process "
+            "for every task of the cluster's job, all at once, and let the network pass between their hosts.\n"
+        )
+        sys.stderr.flush()
+        os._exit(1)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        jax.distributed.initialize(*where, initialization_timeout=round(seconds + PATIENCE), **how)
+    finally:
+        timer.cancel()
+
+
+def _warn_if_one_of_many() -> None:
+    index = os.environ.get("JOB_COMPLETION_INDEX")  # of a Kubernetes Indexed Job
+    if index:
+        logging.warning(
+            "This is pod %s of a Kubernetes Indexed Job, and it runs alone: give --coordinator, --processes and "
+            "--process=$JOB_COMPLETION_INDEX to have its pods train together.",
+            index,
+        )
+
+
+def _take_own_gpus() -> None:
+    """Lets a Slurm task that is alone on its node, or bound to its own GPU, use what it sees.
+
+    JAX takes the GPU of the task's number on the node: one of many in the first case, one that is not there in the
+    second.
+    """
+    if "SLURM_LOCALID" not in os.environ or os.environ.get("JAX_LOCAL_DEVICE_IDS"):
+        return
+    alone = os.environ.get("SLURM_NTASKS") == os.environ.get("SLURM_STEP_NUM_NODES")
+    seen = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    if alone or (len(seen) == 1 and seen != [""]):
+        jax.config.update("jax_cuda_visible_devices", "all")
+
+
+@contextlib.contextmanager
+def failing_at_once() -> Iterator[None]:
+    """Ends this process of a job at once where an error leaves the block.
+
+    At the end of a program JAX waits up to five minutes for the other processes, and these wait for this one in their
+    next step. Once it is gone they end too: at once, or when its heartbeat has been missing for 100 s. A status that
+    is a number (0, or that of a run told to stop) is an end that all processes come to, and changes nothing.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if not jax.distributed.is_initialized() or (isinstance(error, SystemExit) and not isinstance(error.code, str)):
+            raise
+        if isinstance(error, SystemExit):
+            sys.stderr.write(f"{error.code}\n")
+        else:
+            traceback.print_exc()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        if jax.process_index() == 0:
+            time.sleep(LAST_WORDS)
+        os._exit(1)
