@@ -17,6 +17,8 @@ from grass_jax.rendezvous import meet
 
 START_SECONDS = 300.0  # in which all processes of a job must have come
 PATIENCE = 30  # seconds more that JAX's service is given, so that the sentence comes before its abort
+EXCHANGES = ("Gloo", "NCCL")  # name the libraries between processes in their errors
+LOST = 134  # exit code where another process has ended: that of JAX's own abort then (SIGABRT)
 LAST_WORDS = 2.0  # seconds that a failing first process leaves the others to say what they have failed of
 
 
@@ -112,9 +114,17 @@ def failing_at_once() -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if not jax.distributed.is_initialized() or (isinstance(error, SystemExit) and not isinstance(error.code, str)):
+        told = isinstance(error, SystemExit)
+        if not jax.distributed.is_initialized() or (told and not isinstance(error.code, str)):
             raise
-        if isinstance(error, SystemExit):
+        lost = any(word in str(error) for word in EXCHANGES)
+        if lost:
+            what = " ".join(str(error).split())[:200]
+            sys.stderr.write(
+                f"grass_jax: another process of this job has ended ({what}); its own log says why, and the same "
+                "command goes on from the newest checkpoint.\n"
+            )
+        elif told:
             sys.stderr.write(f"{error.code}\n")
         else:
             traceback.print_exc()
@@ -122,4 +132,4 @@ def failing_at_once() -> Iterator[None]:
         sys.stderr.flush()
         if jax.process_index() == 0:
             time.sleep(LAST_WORDS)
-        os._exit(1)
+        os._exit(LOST if lost else 1)
