@@ -77,6 +77,8 @@ def read_labels(path: str | os.PathLike, source: TileSource) -> np.ndarray:
     """
     known = {(source.files[file], y, x): i for i, (file, y, x) in enumerate(source.positions.tolist())}
     chosen: dict[int, None] = {}
+    if not Path(path).is_file() and Path(path).exists():
+        raise ValueError(f"The list {path} is no file: give one with a line file<TAB>y<TAB>x for each tile.")
     for number, line in enumerate(os.fsdecode(Path(path).read_bytes()).split("\n"), 1):
         if not line.strip():
             continue
@@ -85,11 +87,11 @@ def read_labels(path: str | os.PathLike, source: TileSource) -> np.ndarray:
             index = known[file, int(y), int(x)]
         except (ValueError, KeyError):
             raise ValueError(
-                f"Line {number} of {path}, {line!r}, is no labelled training tile: write file<TAB>y<TAB>x, with the "
-                "split, tile_size and stride that the list was made with."
+                f"Line {number} of {path}, {line[:100]!r}, is no labelled training tile: write file<TAB>y<TAB>x, with "
+                "the split, tile_size and stride that the list was made with."
             ) from None
         if index in chosen:
-            raise ValueError(f"Line {number} of {path}, {line!r}, stands there twice: remove one of them.")
+            raise ValueError(f"Line {number} of {path}, {line[:100]!r}, stands there twice: remove one of them.")
         chosen[index] = None
     if not chosen:
         raise ValueError(f"The list {path} names no tile: write a line file<TAB>y<TAB>x for each.")

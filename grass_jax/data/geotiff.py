@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from grass_jax.data.limits import check_raster, file_size
+
 TIFF_SUFFIXES = frozenset({".tif", ".tiff"})
 # GDAL keeps what it has read, by default up to 5 % of the machine's memory: a scene as a whole where that is large. It
 # takes this, in megabytes, when it is first used.
@@ -70,14 +72,20 @@ class Georeference(NamedTuple):
 
 @contextlib.contextmanager
 def open_raster(path: Path, driver: str = "GTiff") -> Iterator[Any]:
-    """Open a TIFF, or a file of another of GDAL's drivers, as a rasterio data set; it needs no georeference."""
+    """Open a TIFF, or a file of another of GDAL's drivers, as a rasterio data set; it needs no georeference.
+
+    Raises:
+        UnusableImageError: if it is refused by `limits.check_raster`; rasterio's errors where it is broken.
+    """
     import rasterio  # GDAL loads slowly, and most runs read no raster
     from rasterio.errors import NotGeoreferencedWarning
 
+    size = file_size(path)
     with contextlib.ExitStack() as stack:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
             raster = stack.enter_context(rasterio.open(path, driver=driver))
+        check_raster(raster, size)
         yield raster
 
 

@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from grass_jax.data.folder import ImageFile, find_images
-from grass_jax.data.labels import IGNORE, Labels
+from grass_jax.data.labels import IGNORE, Labels, UnknownLabelError
 from grass_jax.data.layout import RGB_LAYOUT, Layout
+from grass_jax.data.limits import one_line
 from grass_jax.data.masks import open_mask
 from grass_jax.data.rasters import JPEG_SUFFIXES, SUFFIXES, Georeference, Scene, UnusableImageError, open_scene
 from grass_jax.data.vectors import SUFFIXES as VECTOR_SUFFIXES
@@ -264,14 +265,18 @@ def _open_labels(path: Path, scene: Scene, name: str, annotation: Annotation, ve
 
 @contextlib.contextmanager
 def _named_errors(labels: Path) -> Iterator[None]:
-    """A sentence of `open_mask` and `burn` stops everything; a file that is broken is a reason to skip its image."""
+    """A sentence of `open_mask` and `burn` stops everything; a file that is broken is a reason to skip its image.
+
+    The sentences are plain ValueErrors and UnknownLabelErrors, and decoders raise some of the kinds made from them.
+    """
     try:
         yield
     except (MemoryError, LabelError):
         raise
-    except ValueError as error:
-        raise LabelError(str(error)) from error
     except UnusableImageError as error:
         raise UnusableImageError(f"its mask {labels.name} cannot be used: {error}") from error
     except Exception as error:  # decoders answer a broken file with anything
-        raise UnusableImageError(f"its mask {labels.name} is broken: {error}") from error
+        if type(error) in (ValueError, UnknownLabelError):
+            raise LabelError(str(error)) from error
+        words = one_line(str(error)) or type(error).__name__
+        raise UnusableImageError(f"its mask {labels.name} is broken: {words}") from error

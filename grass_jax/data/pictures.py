@@ -6,18 +6,14 @@ from pathlib import Path
 
 from PIL import Image, ImageFile
 
+from grass_jax.data.limits import UnusableImageError, check_picture, file_size, one_line
+
 JPEG_SUFFIXES = frozenset({".jpg", ".jpeg"})
-# PNG and JPEG are decoded whole: 4 GB of memory at this size, and twice that with 16 bits a channel; GeoTIFFs are not.
-MAX_PIXELS = 1_000_000_000
-
-
-class UnusableImageError(Exception):
-    """An image file that cannot be used; the message is the reason."""
 
 
 @contextlib.contextmanager
 def open_picture(path: Path, formats: tuple[str, ...] = ("PNG", "JPEG")) -> Iterator[ImageFile.ImageFile]:
-    """Open a PNG or JPEG up to `MAX_PIXELS` without decoding it.
+    """Open a PNG or JPEG without decoding it.
 
     Args:
         path: the file.
@@ -27,19 +23,18 @@ def open_picture(path: Path, formats: tuple[str, ...] = ("PNG", "JPEG")) -> Iter
         the picture as Pillow opens it.
 
     Raises:
-        UnusableImageError: if it is none of the formats or above `MAX_PIXELS`.
+        UnusableImageError: if it is none of the formats, refused by `limits.check_picture`, or has a broken head.
     """
+    size = file_size(path)
     with contextlib.ExitStack() as stack:
         try:
             with no_pillow_limit():
                 picture = stack.enter_context(Image.open(path, formats=formats))
         except Image.UnidentifiedImageError:
             raise UnusableImageError(f"it is no readable {' or '.join(formats)} file") from None
-        if picture.width * picture.height > MAX_PIXELS:
-            raise UnusableImageError(
-                f"{picture.width}x{picture.height} pixels are above the limit of {MAX_PIXELS} for PNG and JPEG: "
-                "convert it to a GeoTIFF"
-            )
+        except ValueError as error:  # of a chunk before the pixels, such as text that unpacks to megabytes
+            raise UnusableImageError(f"it is broken: {one_line(str(error))}") from error
+        check_picture(picture, size)
         yield picture
 
 

@@ -20,10 +20,12 @@ from grass_jax.data.geotiff import (
     valid_rows,
 )
 from grass_jax.data.layout import RGB_LAYOUT, Layout, layout_of, picture_layout, read_bands
-from grass_jax.data.pictures import JPEG_SUFFIXES, UnusableImageError, is_deep, no_pillow_limit, open_picture
+from grass_jax.data.limits import UnusableImageError, one_line
+from grass_jax.data.pictures import JPEG_SUFFIXES, is_deep, no_pillow_limit, open_picture
 from grass_jax.data.resampling import Rows, new_length, resample_rows, resample_valid
 
 SUFFIXES = TIFF_SUFFIXES | JPEG_SUFFIXES | {".png"}
+STRIP = 1 << 26  # pixels that are read at once to see whether they can be
 
 
 def reason(error: Exception) -> str:
@@ -31,7 +33,7 @@ def reason(error: Exception) -> str:
     if isinstance(error, UnusableImageError):
         return str(error)
     # rasterio's own words refer to the exception that it was raised from
-    text = " ".join(str(error.__cause__ or error.__context__ or error).split())[:200]
+    text = one_line(str(error.__cause__ or error.__context__ or error))
     return f"it is broken: {text or type(error).__name__}"
 
 
@@ -200,9 +202,20 @@ def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def upright(picture: Image.Image) -> Image.Image:
-    """Decode a picture and turn it as its EXIF tag says."""
-    picture.load()
-    ImageOps.exif_transpose(picture, in_place=True)
+    """Decode a picture and turn it as its EXIF tag says.
+
+    Raises:
+        UnusableImageError: if there is not enough memory for it; others where it is broken.
+    """
+    try:
+        picture.load()
+        ImageOps.exif_transpose(picture, in_place=True)
+    except MemoryError:
+        raise UnusableImageError(
+            f"{picture.width}x{picture.height} pixels take more memory than there is: convert it to a GeoTIFF"
+        ) from None
+    except ValueError as error:  # of a chunk behind the pixels
+        raise UnusableImageError(f"it is broken: {one_line(str(error))}") from error
     return picture
 
 
@@ -264,7 +277,7 @@ def _open_tiff(path: Path, layout: Layout, verify: bool) -> Iterator[Scene]:
         )
         if verify:
             # A truncated raster opens well and fails in the middle; once tiles are written they cannot be taken back.
-            step = max(256, raster.block_shapes[0][0])
+            step = max(256, min(raster.block_shapes[0][0], STRIP // raster.width))
             for y in range(0, raster.height, step):
                 for read in (rows, masked):
                     if read is not None:

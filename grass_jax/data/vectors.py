@@ -2,6 +2,7 @@
 
 import functools
 import os
+import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -11,8 +12,13 @@ import numpy as np
 
 from grass_jax.data.geotiff import Georeference
 from grass_jax.data.labels import IGNORE, Labels, UnknownLabelError
+from grass_jax.data.limits import UnusableImageError, file_size
 
 SUFFIXES = frozenset({".gpkg", ".geojson", ".json", ".shp"})
+# How files of these names begin. GDAL goes by the content: a text of another driver can name any file or web address,
+# and its features would be those that are found there.
+BEGINNINGS = {".gpkg": b"SQLite format 3\0", ".shp": b"\0\0\x27\x0a"}
+JSON_BEGINNING = re.compile(rb"(\xef\xbb\xbf)?\s*\{\s*\"")
 
 
 class VectorMask(NamedTuple):
@@ -71,6 +77,7 @@ def burn(
 
     Raises:
         UnknownLabelError: if a feature's class is neither among the classes nor ignored.
+        UnusableImageError: if the file is not of the kind that its name says.
         ValueError: if the field or the CRS of either side is missing; other errors where the file is broken.
     """
     if not (radius >= 1 or radius == 0):
@@ -79,14 +86,23 @@ def burn(
         raise ValueError(f"The image has no CRS to place the features of {path} by: give it one (gdal_edit.py -a_srs).")
     import shapely
 
-    state = path.stat()
-    features = _read(path, state.st_mtime_ns, state.st_size, labels, attribute)
+    size = file_size(path)
+    _check_kind(path)
+    features = _read(path, path.stat().st_mtime_ns, size, labels, attribute)
     shapes, order = _on_pixels(features, georeference, height, width, radius)
     shapes = _stroked(shapes, radius)
     tree = shapely.STRtree(shapes)
     inside = tree.query(shapely.box(0, 0, width, height), predicate="intersects")
     rows = functools.partial(_draw, shapes, features.classes[order], tree, width, all_touched, _background(labels))
     return VectorMask(height, width, rows, georeference, len(inside))
+
+
+def _check_kind(path: Path) -> None:
+    with path.open("rb") as file:
+        head = file.read(1 << 12)
+    beginning = BEGINNINGS.get(path.suffix.lower())
+    if not (head.startswith(beginning) if beginning else JSON_BEGINNING.match(head)):
+        raise UnusableImageError(f"it does not begin as a {path.suffix.lower()} file does: export it anew")
 
 
 def _background(labels: Labels) -> int:

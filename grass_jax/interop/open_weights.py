@@ -34,6 +34,8 @@ def open_weights(path: str | os.PathLike) -> Iterator[Weights]:
     """
     path = Path(path).expanduser()
     try:
+        if not path.is_file() and path.exists() and not path.is_dir():  # a pipe would be waited for
+            raise ValueError(f"{path} is no regular file: give a weights file.")
         with open(path, "rb") as file:
             head = file.read(262)
         safetensors = head[8:9] == b"{" and head[:4] != ZIP  # before it stands a length, that may look like a pickle

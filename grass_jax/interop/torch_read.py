@@ -102,7 +102,8 @@ def open_torch(path: Path) -> Iterator[Weights]:
                 yield _weights(path, _open_row(path, file))
     # RuntimeError: encrypted, or compressed in an unknown way; UnicodeError: of the names in the archive
     except (zipfile.BadZipFile, EOFError, RuntimeError, UnicodeError) as error:
-        raise ValueError(f"{path} is damaged ({printable(str(error)) or 'it is cut'}): {AGAIN}.") from None
+        words = printable(str(error)[:200])  # a name that is not in the archive may be 65,535 letters long
+        raise ValueError(f"{path} is damaged ({words or 'it is cut'}): {AGAIN}.") from None
 
 
 def _open_zip(path: Path, archive: zipfile.ZipFile) -> _Content:

@@ -1,3 +1,4 @@
+import os
 from collections import Counter
 
 import numpy as np
@@ -82,3 +83,16 @@ def test_a_line_that_is_no_tile_is_named(source, tmp_path, line, problem):
     path.write_text("\n")
     with pytest.raises(ValueError, match="names no tile"):
         read_labels(path, source)
+
+
+def test_a_long_line_is_cut_and_a_pipe_is_not_waited_for(source, tmp_path):
+    (tmp_path / "labels.txt").write_text("x" * 1_000_000)
+    with pytest.raises(ValueError, match=r"Line 1 of .*, 'x{100}', is no labelled training tile") as error:
+        read_labels(tmp_path / "labels.txt", source)
+    assert len(str(error.value)) < 500 + len(str(tmp_path))
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path):
+        with pytest.raises(ValueError, match=f"^The list {path} is no file: give one with a line"):
+            read_labels(path, source)
+    with pytest.raises(FileNotFoundError):
+        read_labels(tmp_path / "none", source)

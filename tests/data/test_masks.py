@@ -247,3 +247,15 @@ def test_a_large_tiff_is_read_in_windows(tmp_path, monkeypatch):
         np.testing.assert_array_equal(mask.rows(700, 720), ids[700:720])
     assert max(seen) <= 512
     assert sum(seen) == 1520
+
+
+@pytest.mark.parametrize("behind", [False, True], ids=["before", "behind"])
+def test_text_that_unpacks_to_megabytes_breaks_the_file_and_no_label(tmp_path, behind):
+    Image.fromarray(IDS).save(tmp_path / "a.png")
+    data = (tmp_path / "a.png").read_bytes()
+    text = b"zTXt" + b"a\0\0" + zlib.compress(bytes(2**23))
+    chunk = struct.pack(">I", len(text) - 4) + text + struct.pack(">I", zlib.crc32(text))
+    at = data.index(b"IEND") - 4 if behind else data.index(b"IDAT") - 4
+    (tmp_path / "a.png").write_bytes(data[:at] + chunk + data[at:])
+    with pytest.raises(UnusableImageError, match=r"^it is broken: Decompressed data too large"):
+        read(tmp_path / "a.png")

@@ -12,7 +12,7 @@ from rasterio.errors import NotGeoreferencedWarning
 from rasterio.transform import Affine
 from rasterio.vrt import WarpedVRT
 
-from grass_jax.data import pictures
+from grass_jax.data import limits
 from grass_jax.data.layout import RGB_LAYOUT, Layout, layout_of
 from grass_jax.data.rasters import UnusableImageError, open_scene, reason
 
@@ -176,11 +176,11 @@ def test_pngs_of_sixteen_bits_are_turned_as_pillow_turns_others(tmp_path, orient
 
 def test_pictures_above_the_limit_are_refused(tmp_path, monkeypatch):
     Image.fromarray(RGB).save(tmp_path / "a.png")
-    monkeypatch.setattr(pictures, "MAX_PIXELS", 20 * 31)
+    monkeypatch.setattr(limits, "MAX_PIXELS", 20 * 31)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)  # Pillow's own limit does not decide
     read(tmp_path / "a.png", min_size=20)
     assert Image.MAX_IMAGE_PIXELS == 10
-    monkeypatch.setattr(pictures, "MAX_PIXELS", 20 * 31 - 1)
+    monkeypatch.setattr(limits, "MAX_PIXELS", 20 * 31 - 1)
     with pytest.raises(UnusableImageError, match="convert it to a GeoTIFF"):
         read(tmp_path / "a.png")
 

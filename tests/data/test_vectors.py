@@ -1,7 +1,9 @@
 import json
+import os
 import sqlite3
 
 import numpy as np
+import pyogrio
 import pyogrio.raw
 import pytest
 import rasterio.warp
@@ -12,6 +14,7 @@ from rasterio.transform import Affine
 
 from grass_jax.data.geotiff import Georeference
 from grass_jax.data.labels import IGNORE, Labels, UnknownLabelError
+from grass_jax.data.limits import UnusableImageError
 from grass_jax.data.vectors import burn
 
 UTM = CRS.from_epsg(26911)
@@ -237,3 +240,28 @@ def test_what_is_missing_is_said_in_a_sentence(tmp_path):
     for radius in (0.5, -1, float("nan")):
         with pytest.raises(ValueError, match="radius must be 0 or at least 1"):
             draw(path, attribute="kind", radius=radius)
+
+
+VRT = (
+    """<OGRVRTDataSource><OGRVRTLayer name="other"><SrcDataSource>{}</SrcDataSource></OGRVRTLayer></OGRVRTDataSource>"""
+)
+
+
+@pytest.mark.parametrize("name", ["a.geojson", "a.json", "a.gpkg", "a.shp"])
+def test_a_file_of_another_kind_is_not_opened(tmp_path, name):
+    other = save(tmp_path / "other.gpkg", [shapely.Polygon(to_ground(SQUARE))], ["tree"])
+    path = tmp_path / name
+    path.write_text(VRT.format(other))  # of the driver that reads what stands elsewhere
+    assert pyogrio.read_info(path)["driver"] == "OGR_VRT"
+    for content in (VRT.format(other), "", "OAPIF:http://localhost", "[1]"):
+        path.write_text(content)
+        with pytest.raises(
+            UnusableImageError, match=rf"^it does not begin as a \{path.suffix} file does: export it anew$"
+        ):
+            draw(path)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.geojson")
+    with pytest.raises(UnusableImageError, match="no regular file"):
+        draw(tmp_path / "a.geojson")

@@ -1,6 +1,7 @@
 """What an exported file says of itself, and what is made of it."""
 
 import logging
+import os
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import safetensors
 import safetensors.numpy
 
 from grass_jax.bands import Bands
-from grass_jax.interop.open_weights import read_description
+from grass_jax.interop.open_weights import open_weights, read_description
 from grass_jax.interop.torch_write import write_torch
 
 FOUR = Bands(
@@ -93,3 +94,10 @@ def test_other_files_say_nothing(tmp_path, caplog):
     for name in ("a.safetensors", "a.pth", "a.txt", "none"):
         assert read_description(tmp_path / name) == {}
     assert not caplog.records
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.pth")
+    with pytest.raises(ValueError, match=r"a\.pth is no regular file"), open_weights(tmp_path / "a.pth"):
+        pass
+    assert read_description(tmp_path / "a.pth") == {}

@@ -452,3 +452,15 @@ def test_a_bomb_is_not_unpacked(tmp_path):
     assert len(data.getvalue()) < 2**19
     with pytest.raises(ValueError, match="is compressed"):
         read_all(tmp_path / "w.pth")
+
+
+def test_what_a_damaged_archive_calls_a_member_is_cut(tmp_path):
+    path = archive(tmp_path / "w.pth", named(tensor((4,), (1,))), [bytes(16), b"z" * 60_000])
+    data = bytearray(path.read_bytes())
+    at = data.index(b"archive/data/0") - 4
+    struct.pack_into("<H", data, at, 60_000)  # the length of its name, where its content lies
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"w\.pth is damaged \(File name in directory") as error:
+        read_all(path)
+    assert len(str(error.value)) < 1500 + len(str(path))
+    assert str(error.value).isprintable()

@@ -18,10 +18,15 @@ from typing import Any
 
 from absl import logging
 
+from grass_jax.data.limits import one_line
+
 # What zipfile raises for archives that are broken; NotImplementedError, a RuntimeError, for methods of compression that
 # it does not know.
 _DAMAGE = (zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, struct.error, ValueError, KeyError, RuntimeError)
 _LOCK = threading.RLock()
+SMALL = 1 << 26  # bytes that any member may have
+MAX_MEMBER = 1 << 30  # bytes of a file in an archive; the largest of the published ones has 144 million
+MAX_RATIO = 100  # how much more an archive in an archive may hold than it takes there
 
 
 class DamagedArchiveError(ValueError):
@@ -141,12 +146,21 @@ def _inner(archive: zipfile.ZipFile, window: _Window, member: str, name: str, sc
     descriptor, path = tempfile.mkstemp(prefix="unpacked-", dir=writable(scratch))
     os.unlink(path)  # it has no name any more and goes with the process, however that ends
     unpacked = _Window(descriptor, 0, info.file_size)
-    copy_member(archive, member, descriptor, name)
+    copy_member(archive, member, descriptor, name, most=max(SMALL, MAX_RATIO * info.compress_size))
     return unpacked
 
 
-def copy_member(archive: zipfile.ZipFile, member: str, target: Path | int, name: str) -> None:
+def copy_member(
+    archive: zipfile.ZipFile, member: str, target: Path | int, name: str, *, most: int | None = None
+) -> None:
     """Copy a member of an archive into a file or a descriptor, and check that it is whole.
+
+    Args:
+        archive: the archive.
+        member: its name there.
+        target: the file, or its descriptor.
+        name: how messages call the member.
+        most: bytes that it may unpack to; `MAX_MEMBER` where None.
 
     Raises:
         DamagedArchiveError: if it is not, by `name`.
@@ -154,10 +168,18 @@ def copy_member(archive: zipfile.ZipFile, member: str, target: Path | int, name:
     """
     with _damage(name):
         info = archive.getinfo(member)
+        most = MAX_MEMBER if most is None else most
+        if info.file_size > most:
+            raise DamagedArchiveError(
+                f"{name} says that it unpacks to {info.file_size / 1e9:.1f} GB, above the limit of {most / 1e9:.1f} GB "
+                "for it: download the archive again."
+            )
+        # Only deflate is unpacked piece by piece: of other methods a megabyte, read at once, may become many gigabytes.
+        piece = 1 << 20 if info.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) else 1 << 12
         with archive.open(info) as source:  # checks the CRC at the end
             try:
                 with open(target, "wb", closefd=not isinstance(target, int)) as copy:
-                    shutil.copyfileobj(source, copy, 1 << 20)
+                    shutil.copyfileobj(source, copy, piece)
                     size = copy.tell()
             except OSError as error:
                 if error.errno is None:
@@ -182,5 +204,5 @@ def _damage(name: str) -> Iterator[None]:
     except (*_DAMAGE, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:  # of the disk, not of zipfile or a decoder
             raise
-        text = " ".join(str(error).split()) or type(error).__name__
+        text = one_line(str(error)) or type(error).__name__
         raise DamagedArchiveError(f"{name} cannot be read ({text}): download the archive again.") from error

@@ -334,3 +334,40 @@ def test_temporary_files_lie_where_they_are_wanted_and_else_where_they_can(folde
     with member.open(scratch) as path:
         assert path.is_relative_to(system if closed else scratch)
         assert path.read_bytes() == noise(1)
+
+
+def test_what_unpacks_to_too_much_is_refused_before_it_is_written(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(nested_zips, "MAX_MEMBER", 4999)
+    monkeypatch.setattr(nested_zips, "SMALL", 0)
+    write(folder / "a.zip", zipped({"images/a.tif": noise(1)}))
+    (member,), unreadable = list_members(folder, IMAGES)
+    assert unreadable == {}
+    with pytest.raises(
+        DamagedArchiveError, match=r"^a\.zip/images/a\.tif in .* says that it unpacks to 0\.0 GB, above"
+    ):
+        contents([member], tmp_path)
+    monkeypatch.setattr(nested_zips, "MAX_MEMBER", 5000)
+    assert list(contents([member], tmp_path).values()) == [noise(1)]
+    (folder / "a.zip").unlink()
+    inner = zipped({"images/a.tif": bytes(1_000_000)}, zipfile.ZIP_STORED)
+    write(folder / "b.zip", zipped({"in.zip": inner}))
+    members, unreadable = list_members(folder, IMAGES, nested=["in.zip"], scratch=tmp_path)
+    assert members == []
+    assert "says that it unpacks to" in unreadable["b.zip/in.zip"]
+    assert "\n" not in unreadable["b.zip/in.zip"]
+
+
+@pytest.mark.parametrize(
+    ("way", "piece"), [(zipfile.ZIP_DEFLATED, 1 << 20), (zipfile.ZIP_BZIP2, 1 << 12), (zipfile.ZIP_LZMA, 1 << 12)]
+)
+def test_methods_that_unpack_all_they_are_given_are_given_little(folder, monkeypatch, way, piece):
+    pieces, copy = [], nested_zips.shutil.copyfileobj
+
+    def copied(source, target, length):
+        pieces.append(length)
+        copy(source, target, length)
+
+    monkeypatch.setattr(nested_zips.shutil, "copyfileobj", copied)
+    write(folder / "a.zip", zipped({"images/a.tif": noise(1)}, way))
+    assert list(contents(list_members(folder, IMAGES)[0]).values()) == [noise(1)]
+    assert pieces == [piece]
