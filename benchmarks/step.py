@@ -1,139 +1,236 @@
-"""Step times of warm-up and GS training, their ratio, and the parts of the GS step.
+"""What a step costs: time, memory, arithmetic and compilation of warm-up and GS training, and where the time goes.
 
-    python -m benchmarks.step                                  ResNet-50, 16 views of 224: five minutes on 2 CPU cores
-    python -m benchmarks.step --tiles=256 --dtype=bfloat16     one large GPU
+    python -m benchmarks.step                      ResNet-50 on views of 224: 16 views on 2 CPU cores, five minutes;
+                                                   on an accelerator up to 256 tiles, what its memory holds
+    python -m benchmarks.step --half               and GS training with guidance at half the resolution
+    python -m benchmarks.step --method=byol        a method whose target network is a second forward
 
-The two steps are timed in pairs, one after the other, so that whatever else the machine does meets both; the ratio is
-the median over the pairs. The parts are compiled and timed one by one and need not add up to the step.
+Steps are timed in turns, one of each a round, so that whatever else the machine does meets all of them; a ratio is the
+median over the rounds, with its quartiles. The parts are programs of their own, timed in turns likewise, and need not
+add up to the step; what no program does alone is a difference of two, and marked. Arithmetic is counted in the compiled
+program, two operations for a multiplication and an addition, and held against the peak of the chip's data sheet.
 """
 
 import argparse
 import json
 import time
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jax.experimental.compilation_cache import compilation_cache
 
-from grass_jax.augment import Augmentation, two_views
-from grass_jax.guidance import GuidanceSettings, guide
-from grass_jax.methods.simclr import simclr
-from grass_jax.models import ENCODERS, build_encoder
-from grass_jax.optim import decay_mask, larc
-from grass_jax.sampling import crop_boxes, salient_boxes
-from grass_jax.sharding import each_device_alone, global_batch, make_mesh, replicated
-from grass_jax.state import create_state
-from grass_jax.steps import compile_step, gs_step, update, warmup_step
+from benchmarks.job import Job, add_options, make_job
+from benchmarks.parts import time_parts
+from benchmarks.timing import interleaved, milliseconds, quartiles, spread, table
+from grass_jax.cost import cost_of, memory_of
+from grass_jax.hardware import chip_of
+from grass_jax.sharding import replicated
 
-BOX_MAPS, BOX_SIZE = 512, 224  # the size at which the original's host loop takes 1.07 s on 2 cores
-
-
-def seconds(function: Callable, *arguments, repeats: int) -> float:
-    """Median time of a call, its result awaited; the first call, which compiles, is not counted."""
-    jax.block_until_ready(function(*arguments))
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        jax.block_until_ready(function(*arguments))
-        times.append(time.perf_counter() - start)
-    return float(np.median(times))
+CPU_TILES, MOST_TILES = 8, 256
+ROOM = 0.95  # of the memory: what lies there beside the step
 
 
-def step_pairs(warmup: Callable, gs: Callable, state, batch, *, pairs: int) -> np.ndarray:
-    """Times of both steps in turn, (pairs, 2) seconds."""
-    key = jax.random.key(0)
-    times = np.zeros((pairs + 1, 2))
-    for pair in range(pairs + 1):
-        for which, step in enumerate((warmup, gs)):
+class Built(NamedTuple):
+    """A compiled step, and the seconds from the Python function to it: cold, and with the compiler's work cached."""
+
+    compiled: jax.stages.Compiled
+    cold: float
+    cached: float
+
+
+@contextmanager
+def empty_cache() -> Iterator[None]:
+    """Gives the compiler a cache folder of its own, empty at first, and takes it away again."""
+    options = {"jax_compilation_cache_dir": "", "jax_persistent_cache_min_compile_time_secs": 0.0}
+    before = {name: getattr(jax.config, name) for name in options}
+    with TemporaryDirectory() as folder:
+        try:
+            for name, value in (options | {"jax_compilation_cache_dir": folder}).items():
+                jax.config.update(name, value)
+            compilation_cache.reset_cache()  # it remembers the folder that it has used first
+            yield
+        finally:
+            for name, value in before.items():
+                jax.config.update(name, value)
+            compilation_cache.reset_cache()
+
+
+def build(job: Job, kinds: list[str], tiles: int) -> dict[str, Built]:
+    """Compiles the steps twice: into an empty cache and out of it."""
+    found: dict[str, list] = {kind: [] for kind in kinds}
+    with empty_cache():
+        for kind in 2 * kinds:
             start = time.perf_counter()
-            state, metrics = step(state, batch, key)
-            jax.block_until_ready((state, metrics))
-            times[pair, which] = time.perf_counter() - start
-    return times[1:]
+            compiled = job.lowered(kind, tiles).compile()
+            found[kind] += [compiled, time.perf_counter() - start]
+    # the first of the two programs: one out of the cache may not know its own memory
+    return {kind: Built(compiled, cold, cached) for kind, (compiled, cold, _, cached) in found.items()}
 
 
-def lam_like_maps(count: int, size: int) -> jax.Array:
-    """Maps as a network gives them: non-negative features weighted by a gradient of zero mean, (count, size, size)."""
-    rng = np.random.default_rng(0)
-    features = np.maximum(rng.normal(size=(count, size, size, 64)), 0) @ rng.normal(size=(64, 1))
-    return jnp.asarray(features[..., 0] - features.mean((1, 2, 3))[:, None, None], jnp.float32)
+def largest_that_fits(fits: Callable[[int], bool], *, most: int, devices: int) -> int:
+    """Halves the number of tiles until it fits, or until each device has one; always a multiple of the devices."""
+    tiles = max(devices, most // devices * devices)
+    while tiles > devices and not fits(tiles):
+        tiles = max(devices, tiles // 2 // devices * devices)
+    return tiles
 
 
-def measure(options: argparse.Namespace) -> dict[str, float]:
-    """Runs everything; returns seconds by name."""
-    mesh = make_mesh()
-    encoder = build_encoder(
-        options.model, width=options.width, output_stride=options.output_stride, dtype=options.dtype
-    )
-    method = simclr(encoder, temperature=0.5)
-    optimizer = larc(0.1, decay_mask=decay_mask)
-    augmentation = Augmentation(size=options.size)
+def default_tiles(job: Job) -> int:
+    """A few tiles on CPU; on an accelerator as many as the compiled GS step has memory for."""
+    device = job.mesh.devices.flat[0]
+    if device.platform == "cpu":
+        return largest_that_fits(lambda tiles: True, most=CPU_TILES, devices=job.mesh.size)
+    chip = chip_of(device)
+    room = (device.memory_stats() or {}).get("bytes_limit") or (chip.memory if chip else np.inf)
 
-    def augment(key, batch):
-        return two_views(key, batch["image"], augmentation)
+    def fits(tiles: int) -> bool:
+        try:
+            return memory_of(job.lowered("GS", tiles).compile()) <= ROOM * room
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            return False
 
-    settings = {"method": method, "optimizer": optimizer, "augment": augment}
-    hp, local = GuidanceSettings(), each_device_alone(mesh)
-    tile = options.size * 8 // 7
-    images = np.random.default_rng(0).integers(0, 256, (options.tiles, tile, tile, 3), np.uint8)
-    batch = global_batch({"image": images}, mesh)
-    new_state = partial(create_state, jax.random.key(0), method, optimizer, size=options.size)
-
-    results = {}
-    start = time.perf_counter()
-    warmup = compile_step(partial(warmup_step, **settings), mesh)
-    gs = compile_step(partial(gs_step, hp=hp, **settings), mesh)
-    times = step_pairs(warmup, gs, jax.device_put(new_state(), replicated(mesh)), batch, pairs=options.pairs)
-    results["compile and first pair"] = time.perf_counter() - start - times.sum()
-    results["warm-up step"], results["GS step"] = np.median(times, axis=0)
-    results["GS / warm-up"] = float(np.median(times[:, 1] / times[:, 0]))
-
-    state = jax.device_put(new_state(), replicated(mesh))
-    part = partial(seconds, repeats=options.repeats)
-    augment_jit = jax.jit(augment)
-    views = augment_jit(jax.random.key(0), batch)
-    found, _ = jax.jit(lambda s, v: guide(s, v, method=method, hp=hp, local=local))(state, views)
-    results["augmentation"] = part(augment_jit, jax.random.key(0), batch)
-    results["guidance (forward, head and loss, map)"] = part(
-        jax.jit(lambda s, v: guide(s, v, method=method, hp=hp, local=local)[0].maps), state, views
-    )
-    results["map to box"] = part(jax.jit(local(partial(salient_boxes, size=options.size))), found.maps)
-    results["crop"] = part(jax.jit(local(crop_boxes)), views, found.boxes)
-    results["update (forward, backward, optimiser)"] = part(
-        jax.jit(partial(update, method=method, optimizer=optimizer)), state, views
-    )
-
-    maps = lam_like_maps(BOX_MAPS, 7)
-    pictures = jnp.zeros((BOX_MAPS, BOX_SIZE, BOX_SIZE, 3))
-    boxes_and_crops = jax.jit(lambda m, p: crop_boxes(p, salient_boxes(m, size=BOX_SIZE)))
-    results[f"{BOX_MAPS} maps of 7x7 to boxes and crops at {BOX_SIZE}"] = part(boxes_and_crops, maps, pictures)
-    return {name: float(value) for name, value in results.items()}
+    return largest_that_fits(fits, most=MOST_TILES, devices=job.mesh.size)
 
 
-def main() -> None:
+def peak_of(job: Job, options: argparse.Namespace) -> float | None:
+    """Operations a second that one device can do at best; None where nobody knows."""
+    if options.peak:
+        return 1e12 * options.peak
+    chip = chip_of(job.mesh.devices.flat[0])
+    if chip is None:
+        return None
+    return chip.bfloat16 if options.dtype == "bfloat16" else chip.float32
+
+
+def time_steps(job: Job, built: dict[str, Built], tiles: int, *, rounds: int, calls: int) -> dict[str, Any]:
+    """Runs the steps in turns on one state.
+
+    Returns:
+        Seconds (rounds,) by step under `seconds`, and under `peaks` the most memory that the device had in use since
+        the program began, read after the first run of each; None where it does not tell.
+    """
+    current: dict[str, Any] = {"state": job.state()}
+    batch, key = job.batch(tiles), jax.device_put(jax.random.key(0), replicated(job.mesh))
+
+    def runner(compiled: jax.stages.Compiled) -> Callable[[], Any]:
+        def call() -> Any:
+            current["state"], current["metrics"] = compiled(current["state"], batch, key)
+            return current
+
+        return call
+
+    runners = {kind: runner(step.compiled) for kind, step in built.items()}
+    peaks = {}
+    for kind, run in runners.items():
+        jax.block_until_ready(run())
+        peaks[kind] = (job.mesh.devices.flat[0].memory_stats() or {}).get("peak_bytes_in_use")
+    seconds = interleaved(runners, rounds=rounds, calls=calls)
+    loss = float(current["metrics"]["loss"])
+    if not np.isfinite(loss):
+        raise FloatingPointError(f"The loss is {loss}: what was timed is no training.")
+    return {"seconds": seconds, "peaks": peaks}
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Runs everything; returns what `--json` writes."""
+    job = make_job(options, jax.devices()[: options.devices or None])
+    device, devices = job.mesh.devices.flat[0], job.mesh.size
+    options.dtype = options.dtype or ("float32" if device.platform == "cpu" else "bfloat16")
+    options.calls = options.calls or (1 if device.platform == "cpu" else 5)
+    options.tiles = options.tiles or default_tiles(job)
+    kinds = ["warm-up", *(["GS half"] if options.half else []), "GS"]  # the one that needs most memory at the end
+    built, peak = build(job, kinds, options.tiles), peak_of(job, options)
+    run = time_steps(job, built, options.tiles, rounds=options.pairs, calls=options.calls)
+    steps, seconds = {}, run["seconds"]
+    for kind in ("warm-up", "GS", "GS half"):
+        if kind not in built:
+            continue
+        cost, step = cost_of(built[kind].compiled), quartiles(seconds[kind])
+        steps[kind] = {
+            "seconds": step,
+            "views_per_second": 2 * options.tiles / step["median"],
+            "flops_per_device": cost.flops,
+            "share_of_peak": cost.flops / step["median"] / peak if peak else None,
+            "compiled_memory_bytes": cost.memory_bytes,
+            "peak_memory_bytes": run["peaks"][kind],
+            "compile_seconds": {"cold": built[kind].cold, "cached": built[kind].cached},
+        }
+    return {
+        "options": vars(options) | {"json": None},
+        "device": {"kind": device.device_kind, "count": devices, "peak_flops": peak, "jax": jax.__version__},
+        "steps": steps,
+        "ratios": {
+            f"{kind} / warm-up": quartiles(seconds[kind] / seconds["warm-up"]) for kind in steps if kind != "warm-up"
+        },
+        "parts": {}
+        if options.no_parts
+        else time_parts(job, options.tiles, rounds=options.repeats, calls=options.calls),
+    }
+
+
+def written(found: dict[str, Any]) -> str:
+    """The numbers as a heading and three tables."""
+    options, device, steps = found["options"], found["device"], found["steps"]
+    head = f"{options['method']}, {options['model']}"
+    head += f" of width {options['width']}" if options["width"] != 64 else ""
+    head += f" in {options['micro_batches']} parts" if options["micro_batches"] > 1 else ""
+    head += f", {2 * options['tiles']} views of {options['size']}, {options['dtype']}"
+    head += f", on {device['count']} x {device['kind']}, jax {device['jax']}"
+
+    def known(value: float | None, unit: float, form: str = ",.1f") -> str:
+        return "unknown" if value is None else format(value / unit, form)
+
+    columns = {
+        "ms (quartiles)": lambda s: milliseconds(s["seconds"]),
+        "views/s": lambda s: f"{s['views_per_second']:,.1f}",
+        "GFLOP a device": lambda s: f"{s['flops_per_device'] / 1e9:,.4g}",
+        "% of peak": lambda s: known(s["share_of_peak"], 0.01),
+        "compiled GiB": lambda s: f"{s['compiled_memory_bytes'] / 2**30:,.2f}",
+        "peak GiB so far": lambda s: known(s["peak_memory_bytes"], 2**30, ",.2f"),
+        "compile s cold": lambda s: f"{s['compile_seconds']['cold']:,.1f}",
+        "cached": lambda s: f"{s['compile_seconds']['cached']:,.1f}",
+    }
+    blocks = [head, table(["step", *columns], [[kind, *(f(s) for f in columns.values())] for kind, s in steps.items()])]
+    ratios = [[name, spread(ratio, digits=3)] for name, ratio in found["ratios"].items()]
+    blocks.append(table(["ratio", f"median of {options['pairs']} pairs (quartiles)"], ratios))
+    if found["parts"]:
+        whole = steps["GS"]["seconds"]["median"]
+        rows = [
+            [
+                name + (" (difference)" if part["difference"] else ""),
+                milliseconds(part),
+                f"{100 * part['median'] / whole:,.1f}",
+            ]
+            for name, part in found["parts"].items()
+        ]
+        blocks.append(table(["part", "ms (quartiles)", "% of the GS step"], rows))
+    return "\n\n".join(blocks)
+
+
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="resnet50", choices=ENCODERS)
-    parser.add_argument("--width", type=int, default=64)
-    parser.add_argument("--output_stride", type=int, default=32)
-    parser.add_argument("--tiles", type=int, default=8, help="tiles in a batch; two views of each")
-    parser.add_argument("--size", type=int, default=224, help="view size in pixels")
-    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
-    parser.add_argument("--pairs", type=int, default=8, help="timed pairs of a warm-up and a GS step")
-    parser.add_argument("--repeats", type=int, default=5, help="timed calls of each part")
+    add_options(parser)
+    parser.add_argument("--tiles", type=int, default=0, help="tiles in a batch, two views of each; 0: what fits")
+    parser.add_argument("--devices", type=int, default=0, help="how many; 0: all")
+    parser.add_argument("--half", action="store_true", help="also GS training with guidance at half the resolution")
+    parser.add_argument("--peak", type=float, default=0, metavar="TFLOPS", help="of one device, instead of the table's")
+    parser.add_argument("--pairs", type=int, default=8, help="timed rounds of the steps")
+    parser.add_argument("--repeats", type=int, default=5, help="timed rounds of the parts")
+    parser.add_argument("--calls", type=int, default=0, help="steps between two waits; 0: 1 on CPU, else 5")
+    parser.add_argument("--no_parts", action="store_true", help="time no parts")
     parser.add_argument("--json", type=Path, help="also write the numbers here")
-    options = parser.parse_args()
-    results = measure(options)
-    device = jax.devices()[0].device_kind
-    views = f"{2 * options.tiles} views of {options.size}"
-    print(f"{options.model}, {views}, {options.dtype}, {jax.device_count()} x {device}")
-    for name, value in results.items():
-        print(f"{name:48s} {value:9.3f}" if "/" in name else f"{name:48s} {1000 * value:9.1f} ms")
-    print(f"{'views per second, warm-up':48s} {2 * options.tiles / results['warm-up step']:9.1f}")
+    options = parser.parse_args(arguments)
+    found = measure(options)
+    print(written(found))
     if options.json:
-        options.json.write_text(json.dumps({"options": vars(options) | {"json": None}, "seconds": results}, indent=2))
+        options.json.write_text(json.dumps(found, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,225 @@
+"""The benchmarks run, at toy sizes, and say what they measured."""
+
+import argparse
+import importlib.util
+import json
+import re
+import zlib
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from benchmarks import parts, scale, step, timing
+from benchmarks.job import make_job
+from grass_jax import build
+from grass_jax.models import ENCODERS
+from grass_jax.models.resnet import BasicBlock, ResNet
+
+TINY = ["--model=resnet18", "--width=4", "--size=32", "--tiles=4"]
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    """Half of a ResNet-18, and few maps: compiling is most of the time."""
+    monkeypatch.setitem(ENCODERS, "resnet18", partial(ResNet, (1, 1, 1, 1), BasicBlock))
+    monkeypatch.setattr(parts, "BOX_MAPS", 2)
+
+
+def cells(text: str) -> list[list[str]]:
+    """The rows of all Markdown tables in a text, without headers and rulers."""
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
+    rulers = [i for i, line in enumerate(lines) if set(line[0]) == {"-"}]
+    return [line for i, line in enumerate(lines) if i not in rulers and i + 1 not in rulers]
+
+
+def products_of_a_view() -> int:
+    """Operations of the small network's convolutions on one view of 32: two for each tap that meets a pixel."""
+
+    def conv(side: int, inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> int:
+        places = np.arange(0, side, stride)[:, None] + np.arange(kernel) - kernel // 2
+        return 2 * int(((places >= 0) & (places < side)).sum()) ** 2 * inputs * outputs
+
+    found = conv(32, 3, 4, 7, 2) + 2 * conv(8, 4, 4)
+    for side, inputs in ((8, 4), (4, 8), (2, 16)):
+        outputs = 2 * inputs
+        found += conv(side, inputs, outputs, 3, 2) + conv(side // 2, outputs, outputs)
+        found += conv(side, inputs, outputs, 1, 2)
+    return found
+
+
+def test_functions_are_timed_in_turns_and_the_first_round_is_not_counted(monkeypatch):
+    clock = iter(range(10**6))
+    ran = []
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: float(next(clock)))
+    functions = {name: partial(ran.append, name) for name in "abc"}
+    times = timing.interleaved(functions, rounds=3, calls=2)
+    assert "".join(ran) == "aabbcc" + "bbccaa" + "ccaabb" + "aabbcc"
+    assert {name: list(values) for name, values in times.items()} == {name: [0.5, 0.5, 0.5] for name in "abc"}
+
+
+def test_a_differences_median_is_taken_over_the_rounds():
+    times = {
+        "targets": np.array([1.0, 1.0, 1.0]),
+        "main forward": np.array([2.0, 9.0, 2.0]),
+        "forward and backward": np.array([6.0, 13.0, 7.0]),
+        "whole update": np.array([8.0, 15.0, 10.0]),
+    }
+    found = parts.with_differences(times)
+    assert [*found][1:4] == ["main forward", "main backward", "forward and backward"]
+    np.testing.assert_array_equal(found["main backward"], [4, 4, 5])
+    np.testing.assert_array_equal(found["optimiser"], [1, 1, 2])
+    del times["targets"]
+    np.testing.assert_array_equal(parts.with_differences(times)["optimiser"], [2, 2, 3])
+
+
+@pytest.mark.parametrize(
+    ("room", "devices", "expected"), [(1000, 1, 256), (255, 1, 128), (20, 8, 16), (3, 8, 8), (200, 6, 126)]
+)
+def test_the_batch_is_halved_until_it_fits(room, devices, expected):
+    assert step.largest_that_fits(lambda tiles: tiles <= room, most=256, devices=devices) == expected
+
+
+def test_step_times_both_steps_and_their_parts(tmp_path, capsys):
+    setting = "jax_compilation_cache_dir"
+    before = getattr(jax.config, setting)
+    step.main([*TINY, "--devices=1", "--pairs=2", "--repeats=1", "--peak=0.5", f"--json={tmp_path / 'step.json'}"])
+    assert getattr(jax.config, setting) == before
+    found = json.loads((tmp_path / "step.json").read_text())
+    rows = {row[0]: row[1:] for row in cells(capsys.readouterr().out)}
+    more = found["steps"]["GS"]["flops_per_device"] - found["steps"]["warm-up"]["flops_per_device"]
+    forward = 8 * products_of_a_view()
+    assert forward < more < 1.1 * forward  # beside it the head and the similarities, forwards and backwards
+    for name, numbers in found["steps"].items():
+        seconds = numbers["seconds"]["median"]
+        assert rows[name][0].startswith(f"{1000 * seconds:,.1f} (")
+        assert numbers["views_per_second"] == pytest.approx(8 / seconds)
+        assert numbers["share_of_peak"] == pytest.approx(numbers["flops_per_device"] / seconds / 0.5e12)
+        assert numbers["compiled_memory_bytes"] > 8 * 32 * 32 * 3 * 4  # the views
+        assert 0 < numbers["compile_seconds"]["cached"] < numbers["compile_seconds"]["cold"]
+    assert rows["GS / warm-up"][0].startswith(f"{found['ratios']['GS / warm-up']['median']:.3f} (")
+    assert [name for name in found["parts"] if name != parts.MAPS_TO_CROPS] == [
+        *("augmentation", "guidance forward, head, loss, map", "map to box", "crop", "main forward", "main backward"),
+        *("forward and backward", "optimiser", "whole update"),
+    ]
+    assert "optimiser (difference)" in rows
+
+
+def test_a_target_network_is_one_more_part_and_micro_batches_reach_the_encoder(monkeypatch):
+    wrapped = []
+    monkeypatch.setattr(build, "MicroBatched", lambda encoder, parts: wrapped.append(parts) or encoder)
+    parser = argparse.ArgumentParser()
+    step.add_options(parser)
+    job = step.make_job(parser.parse_args([*TINY[:3], "--method=byol", "--micro_batches=2"]), jax.devices()[:1])
+    assert wrapped == [2]
+    calls = parts.part_calls(job, 4)
+    assert "targets" in calls
+    projections, momentum = calls["targets"]()
+    assert projections.shape == (4, 2, 256)
+    assert float(momentum) == pytest.approx(0.99)
+
+
+def test_scaling_is_held_against_the_first_number_of_devices():
+    runs = [{"devices": n, "tiles": 8, "seconds": {"median": s, "low": s, "high": s}} for n, s in [(2, 4.0), (8, 2.0)]]
+    first, second = scale.compared(runs, virtual=False)
+    assert (first["views_per_second"], first["efficiency"]) == (4.0, 1.0)
+    assert (second["views_per_second"], second["efficiency"]) == (8.0, 0.5)
+    assert scale.compared(runs, virtual=True)[1]["efficiency"] == 2.0
+
+
+def test_virtual_devices_take_the_place_of_those_already_asked_for(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--a=1 --xla_force_host_platform_device_count=8 --b=2")
+    flags = scale.environment(4)["XLA_FLAGS"]
+    assert re.findall(r"device_count=(\d+)", flags) == ["4"]
+    assert flags.startswith("--a=1")
+    assert "--b=2" in flags
+
+
+def test_a_worker_counts_what_devices_send(capsys):
+    tiny = [*TINY, "--step=warm-up", "--tiles_per_device=4", "--rounds=1"]
+    found = {}
+    for devices in (1, 2):
+        scale.main([*tiny, f"--worker={devices}"])
+        found[devices] = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert [found[n][mode]["tiles"] for mode in ("strong", "weak") for n in (1, 2)] == [4, 4, 4, 8]
+    assert not found[1]["strong"]["sent_bytes"]
+    # what two devices must exchange: a gradient for every parameter, in float32
+    job = make_job(argparse.Namespace(**found[2]["options"]), jax.devices()[:1])
+    parameters = 4 * sum(leaf.size for leaf in jax.tree.leaves(job.state().params))
+    sent = found[2]["strong"]["sent_bytes"]
+    assert parameters < sent["all-reduce"] < 1.3 * parameters
+    # four more tiles add their embeddings' gradients
+    assert found[2]["weak"]["sent_bytes"]["all-reduce"] == pytest.approx(sent["all-reduce"], rel=0.1)
+    text = scale.written(scale.compared([found[n]["weak"] for n in (1, 2)], virtual=True))
+    assert [row[0] for row in cells(text)] == ["1", "2"]
+    assert "all-reduce" in cells(text)[1][-1]
+
+
+@pytest.mark.slow
+def test_scale_measures_each_number_of_devices_in_a_process_of_its_own(tmp_path, capsys):
+    written = tmp_path / "scale.json"
+    scale.main([*TINY, "--virtual", "--devices=1,2", "--tiles_per_device=2", "--rounds=1", f"--json={written}"])
+    assert "virtual" in capsys.readouterr().out
+    found = json.loads(written.read_text())
+    assert [row["devices"] for row in found["weak"]] == [1, 2]
+
+
+def test_without_torch_a_sentence_says_what_to_install(monkeypatch):
+    from benchmarks import torch_step
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match="pip install torch"):
+        torch_step.main([])
+
+
+needs_torch = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="needs PyTorch: pip install torch")
+
+
+@needs_torch
+def test_the_torch_program_is_the_original(vectors):
+    import torch  # pyright: ignore[reportMissingImports]
+
+    from benchmarks.torch_gs import Network, Trainer
+
+    z = vectors("step_mini_96")
+    network = Network([int(n) for n in z["layers"]]).double()
+    for name, parameter in network.named_parameters():
+        if parameter.dim() > 1 or name.startswith("dense"):
+            original = re.sub(r"dense(\d)", lambda m: f"heads.{int(m[1]) - 1}.clf.0", name)
+            shape = network.get_parameter(name.replace("bias", "weight")).shape
+            seed = zlib.crc32(original.encode()) & 0x7FFFFFFF
+            drawn = np.random.RandomState(seed).uniform(-1, 1, parameter.shape) / np.sqrt(np.prod(shape[1:]))
+            parameter.data = torch.from_numpy(drawn.astype(np.float32).astype(np.float64))
+    trainer = Trainer(network, temperature=float(z["temperature"]))
+    mean, std = np.array([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]], np.float32)[..., None, None]
+    for t, images in enumerate(z["images_u8_nchw"]):
+        views = torch.from_numpy(((images / np.float32(255) - mean) / std).astype(np.float64))
+        found = trainer(views, float(z["lr"][t]))
+        np.testing.assert_array_equal(found.boxes, z["box_f64run"][t])
+        np.testing.assert_allclose(found.loss_before, z["loss_before_f64run"][t], rtol=1e-9)
+        np.testing.assert_allclose(found.loss, z["loss_after_f64run"][t], rtol=1e-9)
+        names = [re.sub(r"heads\.(\d)\.clf\.0", lambda m: f"dense{int(m[1]) + 1}", str(n)) for n in z["names"]]
+        lengths = [network.get_parameter(name).detach().norm().item() for name in names]
+        np.testing.assert_allclose(lengths, z["param_l2_f64run"][t], rtol=1e-9, atol=1e-12)
+
+
+@needs_torch
+def test_the_torch_program_computes_our_losses_and_boxes(tmp_path, capsys):
+    from benchmarks import torch_step
+
+    written = tmp_path / "torch.json"
+    sizes = ["--layers", "1", "1", "1", "1", "--width=8", "--size=64", "--tiles=4", "--pairs=1"]
+    torch_step.main([*sizes, f"--json={written}"])
+    found = json.loads(written.read_text())
+    np.testing.assert_allclose(found["losses"]["ours"], found["losses"]["PyTorch"], rtol=1e-5)
+    assert found["equal_boxes"] == 1
+    assert len(cells(capsys.readouterr().out)) == 3
+
+
+def test_lam_like_maps_have_both_signs():
+    maps = parts.lam_like_maps(4, 7)
+    assert maps.shape == (4, 7, 7)
+    assert maps.dtype == jnp.float32
+    assert float(maps.min()) < 0 < float(maps.max())
