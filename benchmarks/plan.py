@@ -10,6 +10,7 @@ slower. `--slices` compares slices at the same tiles a chip (weak scaling) and a
 
 import importlib.util
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -90,12 +91,27 @@ def _any_bands(numbers: tuple[int, ...], dtype: str) -> Bands:
     return Bands(numbers, dtype, zeros, ones, zeros, ones, ())
 
 
+def devices_of(topology: str) -> Sequence[Any]:
+    """The devices of a slice that is only described.
+
+    Raises:
+        ConfigError: there is no such slice.
+    """
+    try:
+        return topologies.get_topology_desc(topology, "tpu").devices
+    except jax.errors.JaxRuntimeError as error:
+        reason = str(error).partition(": ")[2].splitlines()[0].rstrip(".")
+        raise ConfigError(f"--topology must be a slice such as v5e:4x4, not {topology}: {reason}.") from error
+
+
 def plan_slice(config: Any, topology: str, batch_size: int) -> list[dict[str, Any]]:
     """Compiles both steps for one slice; a row of numbers for each."""
-    described = topologies.get_topology_desc(topology, "tpu")
-    mesh, chip = make_mesh(described.devices), chip_of(described.devices[0])
+    devices = devices_of(topology)
+    mesh, chip = make_mesh(devices), chip_of(devices[0])
     if chip is None:
-        raise ConfigError(f"--topology: {described.devices[0].device_kind} is not in grass_jax/hardware.py.")
+        raise ConfigError(f"--topology: {devices[0].device_kind} is not in grass_jax/hardware.py.")
+    if chip.name == "TPU v4" and len(devices) == 2 * math.prod(map(int, topology.split(":")[1].split("x"))):
+        chip = Chip(f"half of {chip.name}", *(value / 2 for value in chip[1:]))  # a described v4 is two cores
     steps = Steps(config, batch_size)
     rows = []
     for name in steps.by_name:
@@ -142,7 +158,7 @@ def scalings(config: Any, slices: Sequence[str], tiles_per_chip: int) -> list[di
     """Compiles both steps for every slice, at as many tiles a chip and at the config's batch where it can be shared."""
     rows = []
     for topology in slices:
-        chips = len(topologies.get_topology_desc(topology, "tpu").devices)
+        chips = len(devices_of(topology))
         sizes = {"weak": tiles_per_chip * chips, "strong": config.batch_size}
         wanted = [kind for kind in sizes if SCALING.value in ("both", kind) and sizes[kind] % chips == 0]
         for size in dict.fromkeys(sizes[kind] for kind in wanted):  # one compile where both are the same

@@ -103,3 +103,11 @@ importlib.util.find_spec = lambda name, *rest: None if name == "libtpu" else fin
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]
     assert last == "The TPU compiler is missing: pip install 'grass_jax[tpu]' (no TPU is needed)."
+
+
+@needs_libtpu
+def test_a_slice_that_does_not_exist_is_refused_in_one_sentence():
+    done = plan("--topology=v9:2x2", "--config=configs/gs.py:folder_full")
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("grass_jax: --topology must be a slice such as v5e:4x4, not v9:2x2: ")
