@@ -18,11 +18,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from jax.sharding import Sharding
-from orbax.checkpoint.checkpoint_managers import preservation_policy as keep_policy
 
 from grass_jax import fingerprint
+from grass_jax.buckets import move_folder, place, scheme_of
 from grass_jax.disk_space import too_little_space
+from grass_jax.orbax_manager import Manager
 from grass_jax.read_checkpoint import cause, checked
+from grass_jax.s3_checkpoints import CopiedCheckpoints
 from grass_jax.sharding import sum_over_processes, wait_for_all
 
 ASIDE = "damaged_checkpoints"  # folder of the run that takes what cannot be read
@@ -52,22 +54,13 @@ class Checkpoints:
     def __init__(
         self, workdir: str | Path, *, keep: int = 2, keep_steps: tuple[int, ...] = (), best: str | None = None
     ):
-        policies: list[Any] = [keep_policy.LatestN(keep), keep_policy.CustomSteps(list(keep_steps))]
-        if best is not None:
-            policies.append(
-                keep_policy.BestN(get_metric_fn=lambda m: m[best], n=1, keep_checkpoints_without_metrics=False)
-            )
-        self._best, self._folder = best, Path(workdir).absolute() / "checkpoints"
+        self._best, self._folder = best, place(workdir, absolute=True) / "checkpoints"
+        self._copies = CopiedCheckpoints(str(self._folder)) if scheme_of(self._folder) == "s3" else None
+        self._folder = self._folder if self._copies is None else self._copies.folder
         self._writing: int | None = None
         self._left_out = 0  # saves that failed since the last one that did not
-        self._manager = _Manager(
-            self._folder,
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=keep_policy.AnyPreservationPolicy(policies),
-                best_fn=None if best is None else lambda m: m[best],  # without it the numbers are not written
-                enable_async_checkpointing=True,
-            ),
-        )
+        sent = None if self._copies is None else self._copies.send
+        self._manager = Manager(self._folder, keep=keep, keep_steps=keep_steps, best=best, after_writing=sent)
 
     @property
     def latest(self) -> int | None:
@@ -227,16 +220,21 @@ class Checkpoints:
     def close(self) -> None:
         """Waits until everything is written, and ends the writing."""
         self.wait()
-        self._manager.close()
+        self._close()
 
     def __enter__(self):
         return self
 
     def __exit__(self, kind: Any, *_: Any) -> None:
         try:
-            (self.close if kind is None else self._manager.close)()  # after an error others may not be here to be asked
+            (self.close if kind is None else self._close)()  # after an error others may not be here to be asked
         except Exception as error:
             logging.warning("The checkpoint of step %s could not be saved: %s.", self._writing, cause(error))
+
+    def _close(self) -> None:
+        self._manager.close()
+        if self._copies is not None:
+            self._copies.close()
 
     def _read(self, state: Any, sharding: Sharding, step: int | None) -> tuple[Any, str]:
         """A checkpoint's state, or why it cannot be read; all processes get the same answer."""
@@ -252,7 +250,7 @@ class Checkpoints:
                 aside.parent.mkdir(exist_ok=True)
                 while aside.exists():
                     aside = aside.with_name(f"{aside.name}_again")
-                (self._folder / str(step)).rename(aside)
+                move_folder(self._folder / str(step), aside)
             logging.warning(
                 "The checkpoint of step %d cannot be read (%s) and is now %s: going on from step %d.",
                 *(step, why, aside, sound),
@@ -275,24 +273,11 @@ class Checkpoints:
         self._left_out += 1
 
     def _remove_half_written(self) -> None:
-        if jax.process_index() == 0:
+        if jax.process_index() == 0 and self._folder.is_dir():
             for path in self._folder.iterdir():
                 if HALF_WRITTEN in path.name:
                     shutil.rmtree(path, ignore_errors=True)
         wait_for_all()
-
-
-class _Manager(ocp.CheckpointManager):
-    """Orbax's, which neither falls over a damaged number nor asks other processes about a pre-emption."""
-
-    def metrics(self, step: int) -> Any:
-        try:
-            return super().metrics(step)
-        except ValueError:
-            return None
-
-    def reached_preemption(self, step: int) -> bool:
-        return False  # stopping.py does; asked from a background thread it would mix up the steps
 
 
 def _anywhere(happened: bool) -> bool:

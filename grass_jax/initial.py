@@ -9,6 +9,7 @@ from typing import Any
 from absl import logging
 
 from grass_jax.bands import RGB, Bands, choose_bands
+from grass_jax.buckets import existing, place, scheme_of
 from grass_jax.checkpoint import ResumeError
 from grass_jax.config import ConfigError
 from grass_jax.interop.open_weights import read_description
@@ -35,10 +36,12 @@ def follow_encoder(config: Any, workdir: Path) -> Any:
     config = config.copy_and_resolve_references()
     if not config.init:
         return config
-    init = Path(config.init).expanduser().absolute()
-    config.init = str(init)
     try:
+        init = place(config.init, absolute=True) if _has_begun(workdir) else existing(config.init)
+        config.init = str(init)
         if init.is_file():
+            if scheme_of(init):
+                raise FileNotFoundError(f"{init} is a file in a bucket: copy it to this machine and give its path.")
             begun = read_description(init)
             if not begun:
                 return config
@@ -127,7 +130,7 @@ def initial_encoder(config: Any) -> dict[str, Any] | None:
     if not config.init:
         return None
     try:
-        if Path(config.init).is_dir():
+        if place(config.init).is_dir():
             return load_encoder(config.init, config.init_step or None).variables
         bands = Bands(**config.bands.to_dict())
         own = read_description(config.init).get("bands", {})
@@ -155,8 +158,8 @@ def seen_in_pretraining(config: Any, names: Sequence[str]) -> int:
         return 0
     if not data["path"] or (data["name"], config.data.name) != ("image_folder", "segmentation_folder"):
         return 0  # a published data set trains on its own training part
-    folder = Path(data["path"]).expanduser().resolve()
-    images = Path(config.data.path).expanduser().resolve() / Path(config.data.images).expanduser()
+    folder = _resolved(data["path"])
+    images = _resolved(config.data.path) / Path(config.data.images).expanduser()
     own = [(images / name).relative_to(folder).as_posix() for name in names if (images / name).is_relative_to(folder)]
     seen = [name for name in own if not data.get("exclude") or not re.search(data["exclude"], name)]
     if seen:
@@ -165,3 +168,7 @@ def seen_in_pretraining(config: Any, names: Sequence[str]) -> int:
             *(len(seen), len(names), seen[0]),
         )
     return len(seen)
+
+
+def _resolved(path: str) -> Path:
+    return place(path) if scheme_of(path) else Path(path).expanduser().resolve()

@@ -14,6 +14,7 @@ from absl import logging
 from grass_jax import sharding, steps
 from grass_jax.augment import Augmentation, Geometry, two_views
 from grass_jax.bands import Bands, denormalise
+from grass_jax.buckets import open_workdir, place
 from grass_jax.build import build_schedule, initial_state
 from grass_jax.checkpoint import Checkpoints
 from grass_jax.config import ConfigError, phase_length
@@ -59,10 +60,10 @@ def run(config: Any, workdir: str | Path) -> dict[str, Any] | None:
     check(config)
     began = time.monotonic()
     check_batch_size(config.batch_size, devices=jax.device_count())
-    workdir, first = Path(workdir).expanduser(), jax.process_index() == 0
+    workdir, first = open_workdir(workdir), jax.process_index() == 0
     config = follow_encoder(config, workdir)
     if config.branch:
-        config.branch = str(Path(config.branch).expanduser().absolute())
+        config.branch = str(place(config.branch, absolute=True))
     source = open_source(config.data, config.bands.numbers)
     settle_bands(config, source.bands)
     mesh = sharding.make_mesh()

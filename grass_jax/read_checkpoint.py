@@ -12,6 +12,8 @@ import jax
 import orbax.checkpoint as ocp
 
 from grass_jax import fingerprint
+from grass_jax.buckets import place, scheme_of
+from grass_jax.s3_checkpoints import readable, steps_in_bucket
 
 
 class DamagedError(FileNotFoundError):
@@ -24,8 +26,11 @@ def kept_steps(workdir: str | Path) -> list[int]:
     Raises:
         FileNotFoundError: there is none.
     """
-    checkpoints = Path(workdir).expanduser().absolute() / "checkpoints"
-    steps = sorted(ocp.utils.checkpoint_steps(checkpoints)) if checkpoints.is_dir() else []
+    checkpoints = place(workdir, absolute=True) / "checkpoints"
+    if scheme_of(checkpoints) == "s3":
+        steps = steps_in_bucket(str(checkpoints))
+    else:
+        steps = sorted(ocp.utils.checkpoint_steps(checkpoints)) if checkpoints.is_dir() else []
     if not steps:
         raise FileNotFoundError(f"{checkpoints.parent} has no checkpoint yet: let the run go on.")
     return steps
@@ -45,25 +50,26 @@ def restore_part(workdir: str | Path, wanted: Any, step: int | None = None) -> A
     Raises:
         FileNotFoundError: there is no checkpoint of that step, or it does not hold what was saved (`DamagedError`).
     """
-    checkpoints, steps = Path(workdir).expanduser().absolute() / "checkpoints", kept_steps(workdir)
+    checkpoints, steps = place(workdir, absolute=True) / "checkpoints", kept_steps(workdir)
     if step not in (None, *steps):
         raise FileNotFoundError(f"{checkpoints.parent} has no checkpoint of step {step}: it has {steps}.")
     one_device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     wanted = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=one_device), wanted)
-    folder = checkpoints / str(step or steps[-1])
+    step = step or steps[-1]
     args = ocp.args.PyTreeRestore(
         item=wanted, partial_restore=True, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted)
     )
 
-    def read() -> Any:
+    def read(folder: Path) -> Any:
         with ocp.PyTreeCheckpointer() as checkpointer:
             return checkpointer.restore(folder / "default", args=args)
 
-    restored, why = checked(folder, read)
+    with readable(checkpoints, step) as above:
+        restored, why = checked(above / str(step), lambda: read(above / str(step)))
     if why:
         raise DamagedError(
-            f"{folder} cannot be read ({why}): give another step, of {steps}, or start the run again, which goes on "
-            "from the one before."
+            f"{checkpoints / str(step)} cannot be read ({why}): give another step, of {steps}, or start the run again, "
+            "which goes on from the one before."
         )
     return restored
 

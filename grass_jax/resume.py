@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from grass_jax.buckets import existing, place
 from grass_jax.checkpoint import ResumeError
 from grass_jax.config import UNITS, differing, flatten, phase_length
 from grass_jax.read_checkpoint import kept_steps
@@ -25,7 +26,7 @@ def run_config(workdir: str | Path, *, task: str) -> dict[str, Any]:
     Raises:
         FileNotFoundError: there is no such run.
     """
-    path = Path(workdir).expanduser().absolute() / "config.json"
+    path = existing(workdir) / "config.json"
     config = _record(path).get("config")
     if not isinstance(config, dict):  # other libraries name a file so, too
         raise FileNotFoundError(f"{path.parent} holds no {TASK_WORDS[task]} run: give the --workdir of one.")
@@ -90,7 +91,7 @@ def refuse_other_trunk(trunk: str | Path, config: dict[str, Any], data: dict[str
         old, kept = run_config(trunk, task="pretrain"), kept_steps(trunk)
     except FileNotFoundError as error:
         raise ResumeError(f"config.branch: {error}") from error
-    begun = json.loads((Path(trunk).expanduser() / "config.json").read_text())["data"]
+    begun = json.loads((place(trunk) / "config.json").read_text())["data"]
     phases, wanted = list(old["phases"]), list(config["phases"])
     if wanted[: len(phases)] != phases or wanted == phases:
         raise ResumeError(
@@ -127,7 +128,7 @@ def refuse_other_run(
         ResumeError: a key differs that may not; a phase may only become longer, and only the last one once it has
             ended.
     """
-    path = Path(workdir) / "config.json"
+    path = place(workdir) / "config.json"
     if done == 0:
         return
     if not path.exists():

@@ -3,6 +3,8 @@
 import json
 import math
 import os
+import shutil
+import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -11,9 +13,12 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from grass_jax.report.atomic import replacing
+from grass_jax.buckets import place, scheme_of
+from grass_jax.report.appended import AppendedFile, Uploads
+from grass_jax.report.atomic import DiskFullError, replacing
 
 METRICS_FILE = "metrics.jsonl"
+EVENTS = "grass_jax"  # before the path of an event file: TensorBoard's writer asks us to open it then
 
 
 class MetricsLog:
@@ -22,8 +27,11 @@ class MetricsLog:
     A step is the number of updates done. Opening the log removes what stands there beyond `start_step`, and a line
     torn by a kill: those steps are done again after the checkpoint of `start_step`, so that each step stands once.
 
+    Nothing that fails here ends a run: what a full disk does not take waits in memory. For a run in a bucket, the files
+    lie on this machine and are sent every minute, by `flush` and in the end.
+
     Args:
-        workdir: Folder of the run.
+        workdir: Folder of the run, on this machine or in a bucket.
         start_step: Step of the checkpoint that the run continues from; 0 for a new run.
         tensorboard: Whether to write event files under `<workdir>/tensorboard`.
         enabled: False writes nothing (every process but the first).
@@ -32,18 +40,31 @@ class MetricsLog:
     def __init__(
         self, workdir: str | os.PathLike, start_step: int = 0, *, tensorboard: bool = True, enabled: bool = True
     ):
-        self._lines = self._events = None
+        self._lines = self._events = self._uploads = self._copies = None
         if not enabled:
             return
-        path = Path(workdir) / METRICS_FILE
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _forget_after(path, start_step)
-        self._lines = path.open("a", encoding="utf-8")
+        folder = place(workdir)
+        begin = b""
+        try:
+            _forget_after(folder / METRICS_FILE, start_step)
+        except DiskFullError as error:  # a step that stands twice is read once, and a torn line must end
+            logging.warning("%s", error)
+            begin = b"\n"
+        if scheme_of(workdir):
+            self._copies, lines = Path(tempfile.mkdtemp(prefix="grass_jax_log_")), folder / METRICS_FILE
+            folder = self._copies
+            if lines.exists():
+                (folder / METRICS_FILE).write_bytes(lines.read_bytes())
+            self._uploads = Uploads(folder, os.fspath(workdir))
+        self._lines = AppendedFile(folder / METRICS_FILE)
+        self._lines.write(begin)
         if tensorboard:
             from tensorboardX import SummaryWriter  # imports whatever framework it finds: only where it is used
+            from tensorboardX.record_writer import register_writer_factory
 
+            register_writer_factory(EVENTS, _EventFiles)
             self._events = SummaryWriter(
-                str(Path(workdir) / "tensorboard"),
+                f"{EVENTS}:{folder / 'tensorboard'}",
                 purge_step=start_step + 1,  # TensorBoard drops what earlier files say from this step on
                 flush_secs=10,
                 # The library names files by the second: a quick restart would overwrite the earlier one.
@@ -71,25 +92,47 @@ class MetricsLog:
             return
         numbers = {name: _finite(value) for name, value in metrics.items()}
         record = {"step": int(step), "epoch": _plain(epoch), "phase": phase, **numbers}
-        self._lines.write(json.dumps(record, allow_nan=False) + "\n")
+        self._lines.write((json.dumps(record, allow_nan=False) + "\n").encode())
         self._lines.flush()
         if self._events is not None:
             for name, value in numbers.items():
                 if value is not None:
                     self._events.add_scalar(name, value, int(step))
 
+    def flush(self) -> None:
+        """Sends the log of a run in a bucket; before a checkpoint, so that no line up to it can be lost."""
+        if self._uploads is not None:
+            self._uploads.send()
+
     def close(self) -> None:
         """Closes the files; a second call does nothing."""
         for resource in (self._lines, self._events):
             if resource is not None:
                 resource.close()
-        self._lines = self._events = None
+        if self._uploads is not None and self._copies is not None:
+            if self._uploads.close():
+                shutil.rmtree(self._copies, ignore_errors=True)
+            else:
+                logging.warning("What the bucket did not take of the log is in %s.", self._copies)
+        self._lines = self._events = self._uploads = None
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_) -> None:
         self.close()
+
+
+class _EventFiles:
+    """Opens TensorBoard's files; its own would end the writing thread on a full disk, which training then waits for."""
+
+    @staticmethod
+    def directory_check(path: str) -> None:
+        """The folder is made with the first file."""
+
+    @staticmethod
+    def open(path: str) -> AppendedFile:
+        return AppendedFile(Path(path.removeprefix(f"{EVENTS}:")))
 
 
 def read_metrics(workdir: str | os.PathLike) -> list[dict[str, Any]]:
@@ -101,7 +144,7 @@ def read_metrics(workdir: str | os.PathLike) -> list[dict[str, Any]]:
     Returns:
         One dict per logged step in the order of the steps, null as None; empty when nothing has been logged.
     """
-    path = Path(workdir) / METRICS_FILE
+    path = place(workdir) / METRICS_FILE
     if not path.exists():
         return []
     with path.open("rb") as lines:
@@ -115,6 +158,9 @@ def write_json(path: str | os.PathLike, content: Any) -> None:
         path: File to write.
         content: Mappings (also ConfigDict), sequences, arrays, numbers, text, paths. A number that is not finite
             becomes null.
+
+    Raises:
+        DiskFullError: there is no room for it.
     """
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(_plain(content), indent=2, allow_nan=False) + "\n", encoding="utf-8")

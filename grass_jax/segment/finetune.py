@@ -15,6 +15,7 @@ from absl import logging
 from grass_jax import sharding
 from grass_jax.augment.pairs import PairAugmentation, augment_pairs
 from grass_jax.bands import Bands
+from grass_jax.buckets import open_workdir
 from grass_jax.build import build_optimizer, build_schedule
 from grass_jax.checkpoint import Checkpoints
 from grass_jax.data.budget import write_labels
@@ -66,7 +67,7 @@ def run(config: Any, workdir: str | Path) -> dict[str, Any] | None:
     """
     check(config)
     began, first = time.monotonic(), jax.process_index() == 0
-    workdir, linear = Path(workdir).expanduser(), config.head.name == "linear"
+    workdir, linear = open_workdir(workdir), config.head.name == "linear"
     mesh = sharding.make_mesh()
     if not linear:
         check_batch_size(config.batch_size, devices=mesh.size)

@@ -1,4 +1,6 @@
+import errno
 import json
+import logging
 import math
 import os
 import signal
@@ -13,7 +15,8 @@ import pytest
 from ml_collections import ConfigDict
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from grass_jax.report.atomic import replacing
+from grass_jax.report.appended import AppendedFile
+from grass_jax.report.atomic import DiskFullError, replacing
 from grass_jax.report.log import MetricsLog, read_metrics, write_json
 
 
@@ -181,3 +184,118 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
         write_half()
     assert json.loads(path.read_text()) == {"old": 1}
     assert list(tmp_path.iterdir()) == [path]
+
+
+class Disk:
+    """Room for so many bytes, which the files of a log share: what does not fit is written in part, then not at all."""
+
+    def __init__(self, room):
+        self.room = room
+
+    def opened(self, path):
+        disk, file = self, path.open("ab", buffering=0)
+
+        class Opened:
+            def write(self, data):
+                if not disk.room:
+                    raise OSError(errno.ENOSPC, "No space left on device")
+                written = file.write(data[: disk.room])
+                disk.room -= written
+                return written
+
+            def close(self):
+                file.close()
+
+        return Opened()
+
+
+@pytest.fixture
+def disk(monkeypatch):
+    disk = Disk(room=10**9)
+    monkeypatch.setattr("grass_jax.report.appended._opened", disk.opened)
+    return disk
+
+
+def test_a_full_disk_costs_no_line_and_is_said_once(tmp_path, disk, caplog):
+    caplog.set_level(logging.INFO, "absl")
+    with MetricsLog(tmp_path, 0, tensorboard=False) as log:
+        write(log, 1)
+        disk.room = 30  # the next line is torn
+        for step in range(2, 6):
+            write(log, step)
+        assert len(lines(tmp_path)[-1]) == 30
+        assert [record["step"] for record in read_metrics(tmp_path)] == [1]
+        disk.room = 10**9
+        write(log, 6)
+        assert [json.loads(line)["step"] for line in lines(tmp_path)] == [1, 2, 3, 4, 5, 6]
+    assert ["cannot be written (No space left on device)" in text for text in caplog.messages] == [True, False]
+    assert caplog.messages[1].endswith("metrics.jsonl is written again.")
+
+
+def test_what_waits_for_a_full_disk_is_bounded_and_what_is_lost_is_said(tmp_path, disk, caplog):
+    caplog.set_level(logging.INFO, "absl")
+    disk.room = 3
+    file = AppendedFile(tmp_path / "lines", most_waiting=2)
+    for line in (b"first\n", b"second\n", b"third\n", b"fourth\n"):
+        file.write(line)
+        file.flush()
+    disk.room = 10**9
+    file.close()
+    assert (tmp_path / "lines").read_bytes() == b"first\nfourth\n"  # the oldest go but for the one that has begun
+    assert caplog.messages[1].endswith("is written again but for 2 records.")
+
+
+def test_a_run_that_ends_on_a_full_disk_says_what_its_log_lacks(tmp_path, disk, caplog):
+    log = MetricsLog(tmp_path, 0, tensorboard=False)
+    write(log, 1)
+    disk.room = 10
+    write(log, 2)
+    write(log, 3)
+    log.close()
+    assert caplog.messages[-1].endswith("metrics.jsonl could not be written to the end: it lacks 2 records.")
+    disk.room = 10**9
+    with MetricsLog(tmp_path, 1, tensorboard=False) as log:  # the torn line is gone
+        write(log, 2)
+    assert [json.loads(line)["step"] for line in lines(tmp_path)] == [1, 2]
+
+
+def test_a_log_that_cannot_be_shortened_goes_on_below_a_torn_line(tmp_path, monkeypatch):
+    with MetricsLog(tmp_path, 0, tensorboard=False) as log:
+        for step in (1, 2, 3):
+            write(log, step)
+    with (tmp_path / "metrics.jsonl").open("ab") as file:
+        file.write(b'{"step": 4, "lo')
+
+    def full(source, target):
+        raise OSError(errno.ENOSPC, "No space left on device", target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", full)
+        log = MetricsLog(tmp_path, 2, tensorboard=False)
+    write(log, 3, loss=30.0)
+    log.close()
+    assert [(record["step"], record["loss"]) for record in read_metrics(tmp_path)] == [(1, 1), (2, 1), (3, 30)]
+
+
+def test_tensorboard_outlives_a_full_disk(tmp_path, disk):
+    """Its writing thread died of it, and the training then waited for the thread for ever."""
+    with MetricsLog(tmp_path, 0) as log:
+        write(log, 1)
+        disk.room = 0
+        for step in range(2, 40):  # more than its queue holds
+            write(log, step, loss=step)
+        disk.room = 10**9
+    assert scalars(tmp_path, "loss") == {step: step for step in range(1, 40)}
+
+
+def test_a_file_that_does_not_fit_is_one_sentence(tmp_path, monkeypatch):
+    def full(path, *_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(DiskFullError) as caught:
+        write_json(tmp_path / "summary.json", {})
+    assert str(caught.value) == (
+        f"{tmp_path}/summary.json cannot be written, as its disk is full: make room and give the same command again."
+    )
+    assert caught.value.errno == errno.ENOSPC

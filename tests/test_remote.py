@@ -1,0 +1,334 @@
+"""Runs and images in buckets, on stand-ins on this machine: moto's S3, and `fake_gcs` for Google's."""
+
+import importlib.util
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from grass_jax import pretrain, sharding
+from grass_jax.buckets import BucketError, existing, filesystem, on_this_machine, open_workdir, place, scheme_of
+from grass_jax.checkpoint import Checkpoints
+from grass_jax.config import ConfigError
+from grass_jax.data.remote import local_folder
+from grass_jax.read_checkpoint import kept_steps
+from grass_jax.report.atomic import replacing
+from grass_jax.report.log import MetricsLog, read_metrics, write_json
+from grass_jax.s3_checkpoints import CopiedCheckpoints, steps_in_bucket
+from grass_jax.state import load_encoder
+
+sys.path.insert(0, str(Path(__file__).parent))
+from fake_gcs import FakeGcs
+
+NEEDED = {"s3": ("moto", "s3fs", "flask"), "gs": ("gcsfs",)}
+
+
+@pytest.fixture(scope="module", params=["s3", "gs"])
+def scheme(request, tmp_path_factory):
+    """A kind of bucket whose stand-in answers; its bucket is `bucket`."""
+    missing = [name for name in NEEDED[request.param] if importlib.util.find_spec(name) is None]
+    if missing:
+        pytest.skip(f"{', '.join(missing)} not installed: pip install '.[remote]' 'moto[server]'")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        if request.param == "gs":
+            server = FakeGcs()
+            for name, value in server.environment().items():
+                patch.setenv(name, value)
+            yield "gs"
+            server.close()
+        else:
+            logging.getLogger("werkzeug").setLevel(logging.ERROR)
+            from moto.server import ThreadedMotoServer
+
+            server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+            server.start()
+            keys = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "key", "AWS_DEFAULT_REGION": "us-east-1"}
+            for name, value in {**keys, "AWS_ENDPOINT_URL": "http://{}:{}".format(*server.get_host_and_port())}.items():
+                patch.setenv(name, value)
+            filesystem("s3://bucket").mkdir("bucket")
+            yield "s3"
+            server.stop()
+
+
+@pytest.fixture
+def folder(scheme, request):
+    """A folder of a test's own."""
+    return f"{scheme}://bucket/{abs(hash(request.node.nodeid))}"
+
+
+def test_paths_of_this_machine_stay_what_they_are(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/somebody")
+    assert (place("~/runs"), place("runs/a")) == (Path("/home/somebody/runs"), Path("runs/a"))
+    assert existing("runs/a") == Path("runs/a").absolute()
+    assert type(place("runs/a")) is type(Path("runs/a"))
+    assert scheme_of("C:/images") == scheme_of("a/b://c") == ""
+
+
+def test_what_is_no_place_or_lacks_its_library_is_one_sentence(monkeypatch):
+    import fsspec
+
+    with pytest.raises(BucketError, match="az://runs is no folder of this machine and none in a bucket"):
+        place("az://runs")
+    with pytest.raises(ConfigError, match="--workdir: http://runs is no folder"):
+        open_workdir("http://runs")
+    with pytest.raises(ConfigError, match=r"config\.output must be on this machine, not s3://maps"):
+        on_this_machine("s3://maps", "config.output")
+
+    def lacking(_):
+        raise ImportError("No module named 's3fs'")
+
+    monkeypatch.setattr(fsspec, "filesystem", lacking)
+    with pytest.raises(ConfigError, match=r"s3://runs needs s3fs: pip install '\.\[remote\]'\."):
+        open_workdir("s3://runs")
+
+
+def test_a_bucket_that_does_not_answer_is_one_sentence(monkeypatch):
+    class Silent(type(Path())):
+        def exists(self):
+            raise RuntimeError("Unable to locate\n credentials")
+
+    monkeypatch.setattr("grass_jax.buckets.place", lambda *_, **__: Silent("bucket/run"))
+    with pytest.raises(BucketError) as caught:
+        existing("s3://bucket/run")
+    assert str(caught.value) == (
+        "s3://bucket/run cannot be reached (Unable to locate credentials): correct its name, or give this machine "
+        "credentials and a network for it."
+    )
+
+
+def test_a_bucket_that_is_not_there_is_one_sentence(scheme, folder):
+    for call in (open_workdir, local_folder, load_encoder):
+        with pytest.raises((ConfigError, BucketError)) as caught:
+            call(f"{scheme}://other-bucket/run")
+        assert f"{scheme}://other-bucket/run" in str(caught.value)
+        assert "\n" not in str(caught.value)
+    assert not list(open_workdir(folder).parent.glob(".written*"))
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(folder):
+    write_json(f"{folder}/file.json", {"old": 1})
+
+    def write_half():
+        with replacing(place(folder) / "file.json") as temporary:
+            temporary.write_text("half")
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_half()
+    assert json.loads((place(folder) / "file.json").read_text()) == {"old": 1}
+    assert [path.name for path in place(folder).iterdir()] == ["file.json"]
+
+
+def write(log, *steps):
+    for step in steps:
+        log.write(step, epoch=1, phase="gs", loss=float(step))
+
+
+def test_a_log_goes_on_where_its_checkpoint_was(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with MetricsLog(folder) as log:
+        write(log, 1, 2)
+        log.flush()
+        assert [record["step"] for record in read_metrics(folder)] == [1, 2]
+        write(log, 3)
+    assert [record["step"] for record in read_metrics(folder)] == [1, 2, 3]
+    with MetricsLog(folder, 2) as log:
+        write(log, 3, 4)
+    assert [record["loss"] for record in read_metrics(folder)] == [1, 2, 3, 4]
+    assert len(list((place(folder) / "tensorboard").iterdir())) == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_log_outlives_a_bucket_that_does_not_answer(folder, monkeypatch, caplog):
+    caplog.set_level(logging.INFO, "absl")
+    with MetricsLog(folder, tensorboard=False) as log:
+        with monkeypatch.context() as patch:
+            patch.setattr("grass_jax.report.appended.filesystem", lambda _: 1 / 0)
+            for step in (1, 2):
+                write(log, step)
+                log.flush()
+        write(log, 3)
+    assert [record["step"] for record in read_metrics(folder)] == [1, 2, 3]
+    assert [text.partition(" takes ")[2] for text in caplog.messages] == [
+        "no log (division by zero): it is sent when it does again.",
+        "the log again.",
+    ]
+
+
+def state(value):
+    return {"a": jnp.full((3, 5), value, jnp.float32), "b": jnp.arange(4, dtype=jnp.bfloat16)}
+
+
+def everywhere():
+    return sharding.replicated(sharding.make_mesh())
+
+
+def test_checkpoints_are_kept_and_read_back(folder):
+    with Checkpoints(folder, keep=2, keep_steps=(1,)) as checkpoints:
+        for step in (1, 2, 3, 4):
+            checkpoints.save(step, jax.device_put(state(step), everywhere()))
+    assert kept_steps(folder) == [1, 3, 4]
+    with Checkpoints(folder, keep=2, keep_steps=(1,)) as checkpoints:
+        step, found = checkpoints.go_on(lambda: state(0.0), everywhere())
+        assert step == 4
+        jax.tree.map(np.testing.assert_array_equal, found, state(4))
+        checkpoints.save(5, found)
+    assert kept_steps(folder) == [1, 4, 5]
+
+
+def test_a_damaged_checkpoint_is_skipped_and_its_step_saved_again(folder, caplog):
+    with Checkpoints(folder) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(step, jax.device_put(state(step), everywhere()))
+    files = filesystem(folder)
+    for path in files.find(f"{folder}/checkpoints/2/default"):
+        if "/d/" in path:
+            files.pipe_file(path, b"nothing")
+    with Checkpoints(folder) as checkpoints:
+        step, found = checkpoints.go_on(lambda: state(0.0), everywhere())
+        assert step == 1
+        checkpoints.save(2, jax.tree.map(lambda a: 2 * a, found))
+    assert "The checkpoint of step 2 cannot be read" in caplog.text
+    with Checkpoints(folder) as checkpoints:
+        step, found = checkpoints.go_on(lambda: state(0.0), everywhere())
+        assert (step, float(found["a"][0, 0])) == (2, 2.0)
+
+
+def sent_by_hand(folder, *steps, **settings):
+    """A `CopiedCheckpoints` with made-up steps in its folder."""
+    copies = CopiedCheckpoints(f"{folder}/checkpoints", **settings)
+    for step in steps:
+        (copies.folder / str(step)).mkdir()
+        (copies.folder / str(step) / "_CHECKPOINT_METADATA").write_text(str(step))
+    return copies
+
+
+def only_s3(scheme):
+    if scheme != "s3":
+        pytest.skip("orbax writes to gs:// itself")
+
+
+def test_a_step_counts_once_it_has_arrived_whole(scheme, folder):
+    only_s3(scheme)
+    remote = f"{folder}/checkpoints"
+    sent_by_hand(folder, 1).close()
+    filesystem(remote).pipe_file(f"{remote}/2/default/d/part", b"of an upload that was cut short")
+    assert steps_in_bucket(remote) == [1]
+    copies = sent_by_hand(folder, 2)
+    assert sorted(path.name for path in copies.folder.iterdir()) == ["1", "2"]
+    copies.close()
+    assert steps_in_bucket(remote) == [1, 2]
+    assert not filesystem(remote).exists(f"{remote}/2/default")
+    assert not copies.folder.exists()
+
+
+def test_checkpoints_that_cannot_be_sent_stay_on_this_machine(scheme, folder, monkeypatch, caplog):
+    only_s3(scheme)
+    copies = sent_by_hand(folder, 1, patience=0.05, pause=0.01)
+    with monkeypatch.context() as patch:
+        patch.setattr(copies, "_files", None)
+        copies.close()
+    assert (copies.folder / "1").is_dir()
+    assert len([text for text in caplog.messages if "takes no checkpoint" in text]) == 1
+    again = CopiedCheckpoints(f"{folder}/checkpoints")
+    assert "could not send its checkpoint of step 1" in caplog.text
+    assert (again.folder.with_name("unsent") / "1").is_dir()
+    again.close()
+
+
+def test_several_processes_need_another_bucket_than_s3(scheme, folder, monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    if scheme == "s3":
+        with pytest.raises(ConfigError, match="is for one process: several share a gs:// workdir or a disk"):
+            open_workdir(folder)
+    else:
+        open_workdir(folder)
+
+
+def two_sessions(tiny, workdir):
+    settings = {"phases": ("warmup",), "log.every": 1, "log.tensorboard": True}
+    for epochs in (1, 2):
+        pretrain.run(tiny(**settings, **{"warmup.epochs": epochs}), workdir)
+
+
+@pytest.fixture(scope="module")
+def on_disk(tiny, tmp_path_factory):
+    """A run on a disk, which was begun and went on."""
+    workdir = tmp_path_factory.mktemp("on_disk")
+    two_sessions(tiny, workdir)
+    return workdir
+
+
+def test_a_run_in_a_bucket_is_the_run_on_a_disk(tiny, on_disk, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    two_sessions(tiny, folder)
+    assert kept_steps(folder) == kept_steps(on_disk)
+    expected, found = (load_encoder(workdir).variables for workdir in (on_disk, folder))
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    assert {path.name for path in place(folder).iterdir()} == {path.name for path in on_disk.iterdir()}
+    assert [line["loss"] for line in read_metrics(folder)] == [line["loss"] for line in read_metrics(on_disk)]
+    assert list(tmp_path.glob("grass_jax*")) == []
+
+
+def put_images(folder, *names, content=b"an image"):
+    for name in names:
+        filesystem(folder).pipe_file(f"{folder}/{name}", content)
+
+
+def test_images_are_fetched_once_and_again_where_they_changed(folder, tmp_path, monkeypatch):
+    files, fetched = filesystem(folder), []
+    get_file = files.get_file
+
+    def counted(name, to):
+        fetched.append(name.rpartition("/")[2])
+        get_file(name, to)
+
+    monkeypatch.setattr(files, "get_file", counted)
+    put_images(folder, "images/a.png", "images/b.png", "masks/a.png")
+    here = Path(local_folder(folder, str(tmp_path)))
+    assert here == tmp_path / "downloads" / folder.replace("://", "/")
+    assert sorted(fetched) == ["a.png", "a.png", "b.png"]
+    times = {path: path.stat().st_mtime_ns for path in here.rglob("*.png")}
+    fetched.clear()
+    assert local_folder(folder + "/", str(tmp_path)) == str(here)
+    assert fetched == []
+
+    put_images(folder, "images/b.png", content=b"a longer image")
+    files.rm_file(f"{folder}/masks/a.png")
+    (here / "images" / "c.png").write_bytes(b"of an earlier day")
+    local_folder(folder, str(tmp_path))
+    assert fetched == ["b.png"]
+    assert sorted(path.relative_to(here).as_posix() for path in here.rglob("*.png")) == ["images/a.png", "images/b.png"]
+    assert (here / "images" / "b.png").read_bytes() == b"a longer image"
+    other = Path(local_folder(folder, str(tmp_path / "other")))
+    assert (other / "images" / "a.png").stat().st_mtime_ns == times[here / "images" / "a.png"]
+
+
+def test_a_file_that_is_cut_short_is_not_taken_for_one(folder, tmp_path, monkeypatch):
+    files = filesystem(folder)
+    put_images(folder, "a.png")
+
+    def cut_short(_, to):
+        Path(to).write_bytes(b"an")
+        raise ConnectionResetError("gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "get_file", cut_short)
+        with pytest.raises(OSError, match="gone"):
+            local_folder(folder, str(tmp_path))
+    here = tmp_path / "downloads" / folder.replace("://", "/")
+    assert [path for path in here.rglob("*") if path.is_file()] == []
+    assert (Path(local_folder(folder, str(tmp_path))) / "a.png").read_bytes() == b"an image"
+
+
+def test_a_folder_of_this_machine_is_itself():
+    assert local_folder("~/images") == "~/images"
+    assert local_folder("") == ""
+    assert os.fspath(place("~/images")).startswith(str(Path.home()))
