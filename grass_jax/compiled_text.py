@@ -20,6 +20,7 @@ FREE = {
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "opt-barrier", "partition-id"),
     *("replica-id", "while", "conditional", "call", "async-start", "async-update", "add-dependency"),
 }
+SLICES = ("slice", "dynamic-slice", "gather")
 INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*)$")
 COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{$")
 SHAPE = re.compile(r"\b([a-z]+\d*[a-z0-9]*)\[([\d,]*)\](?:\{([^}]*)\})?")
@@ -217,13 +218,14 @@ def _window(rest: str) -> Callable[[str, int], int]:
 
 def _touched(line: Instruction, body: dict[str, Instruction], computations: dict[str, dict[str, Instruction]]) -> int:
     """Bytes of memory that an instruction reads and writes; of an array that it slices, the slice."""
-    if line.opcode in ("dynamic-slice", "slice", "gather"):
-        return 2 * _far(line.shapes)
-    if line.opcode == "dynamic-update-slice":
-        return 2 * _far(body[line.operands[1]].shapes)
     shapes = line.shapes
     if line.opcode.endswith("-start") and len(shapes) > 1:  # (operands, results, flags): done later, counted here
         shapes = shapes[:1] if line.opcode == "copy-start" else _results(shapes)
+    if line.opcode.removesuffix("-start") in SLICES:
+        far = any(not shape.near for shape in body[line.operands[0]].shapes)
+        return far * sum(shape.bytes for shape in shapes) + _far(shapes)
+    if line.opcode == "dynamic-update-slice":
+        return 2 * _far(body[line.operands[1]].shapes)
     read = [_far(body[name].shapes) for name in line.operands if name in body]
     written = _far(shapes)
     called = re.search(r"calls=%?([\w.\-]+)", line.rest) if line.opcode == "fusion" else None
@@ -236,8 +238,8 @@ def _touched(line: Instruction, body: dict[str, Instruction], computations: dict
             users = [user for user in inner.values() if step.name in user.operands]
             if place >= len(read) or not users or read[place] == 0:
                 continue
-            if all(user.opcode in ("dynamic-slice", "slice", "gather") for user in users):
-                read[place] = min(read[place], sum(_far(user.shapes) for user in users))
+            if all(user.opcode in SLICES for user in users):
+                read[place] = min(read[place], sum(shape.bytes for user in users for shape in user.shapes))
             elif all(u.opcode == "dynamic-update-slice" and u.operands[0] == step.name for u in users):
                 update = sum(_far(inner[user.operands[1]].shapes) for user in users)
                 written -= max(0, min(read[place] - update, written))  # in place: the rest is neither read nor written
