@@ -4,6 +4,7 @@ One case alone: `python tests/fuzz/worker.py "masks" 17`, which keeps its files 
 """
 
 import collections
+import contextlib
 import json
 import os
 import queue
@@ -44,6 +45,7 @@ class Worker:
         with self.log.open("wb") as log:
             self.process = subprocess.Popen([sys.executable, str(WORKER)], **pipes, stderr=log, env=environment)
         self.answers: queue.Queue = queue.Queue()
+        self.hangs = False
         threading.Thread(target=self._listen, daemon=True).start()
 
     def _listen(self) -> None:
@@ -59,16 +61,23 @@ class Worker:
             self.process.stdin.write(json.dumps([reader, cases]).encode() + b"\n")
             self.process.stdin.flush()
             return self.answers.get(timeout=patience)
-        except (queue.Empty, BrokenPipeError):
+        except BrokenPipeError:
+            return None
+        except queue.Empty:
+            self.hangs = True
             return None
 
     def close(self) -> int:
         """Ends the process; its exit status."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()  # by which it ends
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(0 if self.hangs else 20)
         self.process.kill()
         status = self.process.wait()
-        for pipe in (self.process.stdin, self.process.stdout):
-            if pipe is not None:
-                pipe.close()
+        self.process.stdout.close()
         return status
 
 
@@ -88,12 +97,11 @@ def run(counts: dict[str, int], folder: Path) -> dict[str, dict[int, tuple[str, 
             if answer is not None and grown <= ROOM:
                 found[reader] |= {int(case): tuple(outcome) for case, outcome in answer["found"].items()}
                 continue
-            hangs, begun = worker.process.poll() is None, None
-            status = worker.close()
+            status, begun = worker.close(), None
             if len(batch) > 1:
                 waiting += [batch[: len(batch) // 2], batch[len(batch) // 2 :]]
             elif answer is None:
-                how = f"hung for {PATIENCE:.0f} s" if hangs else f"ended its process ({status})"
+                how = f"hung for {PATIENCE:.0f} s" if worker.hangs else f"ended its process ({status})"
                 found[reader][batch[0]] = "FAULT", f"{how}: {worker.log.read_bytes()[-500:]!r}"
             else:
                 found[reader][batch[0]] = "FAULT", f"took {grown / 2**30:.1f} GiB"
@@ -142,3 +150,32 @@ def test_ten_thousand_damaged_files(tmp_path, capsys):
 @linux
 def test_some_damaged_files(tmp_path):
     check({reader: max(5, count // 50) for reader, count in ALL.items() if reader not in SLOW}, tmp_path)
+
+
+STAND_IN = """
+import json, os, sys, time
+for line in sys.stdin:
+    _, cases = json.loads(line)
+    if 2 in cases:
+        os.abort()
+    if 3 in cases:
+        time.sleep(100)
+    found = {case: ["FAULT", "as it says"] if case == 5 else ["read", ""] for case in cases}
+    print(json.dumps({"found": found, "peak": 2**31 if 4 in cases else 0}), flush=True)
+"""
+
+
+def test_a_crash_a_hang_and_hunger_are_found_and_named(tmp_path, monkeypatch):
+    (tmp_path / "worker.py").write_text(STAND_IN)
+    monkeypatch.setitem(globals(), "WORKER", tmp_path / "worker.py")
+    monkeypatch.setitem(globals(), "PATIENCE", 2.0)
+    found = run({"masks": 8}, tmp_path)["masks"]
+    assert sorted(found) == list(range(8))
+    assert {case: words.partition(":")[0] for case, (outcome, words) in found.items() if outcome == "FAULT"} == {
+        2: "ended its process (-6)",
+        3: "hung for 2 s",
+        4: "took 2.0 GiB",
+        5: "as it says",
+    }
+    with pytest.raises(AssertionError, match=r'4 faults\n.*worker\.py "masks" 2: ended its process'):
+        check({"masks": 8}, tmp_path)
