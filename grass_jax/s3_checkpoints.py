@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from absl import logging
@@ -67,6 +67,8 @@ class CopiedCheckpoints:
             self.send()
         if not self._failing:
             shutil.rmtree(self.folder, ignore_errors=True)
+            with suppress(OSError):  # it may hold what was damaged
+                self.folder.parent.rmdir()
 
     def _send(self) -> None:
         here = {int(path.name): self._version(int(path.name)) for path in self.folder.iterdir() if path.name.isdigit()}
