@@ -29,7 +29,9 @@ def interleaved(functions: Mapping[str, Callable[[], Any]], *, rounds: int, call
         first = turn % len(names)
         for name in names[first:] + names[:first]:
             start = time.perf_counter()
-            result = [functions[name]() for _ in range(calls)][-1]
+            result = None
+            for _ in range(calls):
+                result = functions[name]()
             jax.block_until_ready(result)
             times[name][turn] = (time.perf_counter() - start) / calls
     return {name: values[1:] for name, values in times.items()}
