@@ -2,11 +2,15 @@
 
 import json
 import os
+import random
+import signal
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -14,6 +18,7 @@ import pytest
 
 from grass_jax.report.log import read_metrics
 from grass_jax.state import load_encoder
+from grass_jax.stopping import EXIT_CODES
 
 ROOT = Path(__file__).parents[1]
 
@@ -38,11 +43,13 @@ def flags(tiny, image_folder):
     ]
 
 
-def start(*arguments: str, devices: int = 1) -> subprocess.Popen:
+def start(*arguments: str, devices: int = 1, stderr: int | None = None) -> subprocess.Popen:
     """Starts main.py in a process of its own."""
     flags = f"--xla_backend_optimization_level=0 --xla_force_host_platform_device_count={devices}"
     environment = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen([sys.executable, "main.py", *arguments], cwd=ROOT, env=environment)
+    return subprocess.Popen(
+        [sys.executable, "main.py", *arguments], cwd=ROOT, env=environment, stderr=stderr, text=True
+    )
 
 
 def run(*arguments: str, before: str = "", after: str = "") -> subprocess.CompletedProcess[str]:
@@ -94,24 +101,98 @@ def test_a_mistake_is_answered_before_any_work(flags, tmp_path, flag, words):
     assert not (tmp_path / "run").exists()
 
 
+def logged(workdir: Path) -> int:
+    """Lines in the record of a run."""
+    path = workdir / "metrics.jsonl"
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def half_written(workdir: Path) -> list[str]:
+    """Names of the checkpoints that are being written."""
+    return [path.name for path in (workdir / "checkpoints").glob("*.orbax-checkpoint-tmp*")]
+
+
+def wait_until(process: subprocess.Popen, happens: Callable[[], Any]) -> None:
+    """Waits for something that must happen while a process runs."""
+    while not happens():
+        assert process.poll() is None, "it ended by itself"
+        time.sleep(0.002)
+
+
 @pytest.mark.slow
-def test_a_killed_run_ends_as_if_it_had_not_been(flags, tmp_path):
-    flags = [*flags, "--config.log.every=1", "--config.gs.epochs=4", "--config.checkpoint.every_epochs=0.5"]
+def test_a_run_killed_at_twenty_moments_ends_as_if_it_had_not_been(flags, tmp_path):
+    """In turn: some time after the start, after some steps more, and inside a save; which of them the seed decides."""
+    length = ["--config.warmup.epochs=12", "--config.gs.epochs=38", "--config.checkpoint.every_epochs=0.5"]
+    flags = [*flags, *length, "--config.log.every=1", "--config.log.tensorboard=False"]
     assert start(*flags, f"--workdir={tmp_path / 'whole'}").wait(600) == 0
-    for lines in (2, 8, 13):  # steps in the log when the kill comes
-        killed = start(*flags, f"--workdir={tmp_path / 'killed'}")
-        log = tmp_path / "killed" / "metrics.jsonl"
-        while killed.poll() is None and not (log.exists() and len(log.read_text().splitlines()) >= lines):
-            time.sleep(0.01)
-        assert killed.poll() is None
-        killed.kill()
-        killed.wait()
-    assert start(*flags, f"--workdir={tmp_path / 'killed'}").wait(600) == 0
+    rng, workdir = random.Random(0), tmp_path / "killed"
+    for number in range(20):
+        process, began, before = start(*flags, f"--workdir={workdir}"), time.monotonic(), logged(workdir)
+        kind = ("time", "steps", "save", "steps", "save")[number % 5]
+        if kind == "time":
+            moment = began + rng.uniform(0.2, 12)
+            wait_until(process, lambda moment=moment: time.monotonic() > moment)
+        else:
+            more = before + rng.randint(1, 4)
+            wait_until(process, lambda more=more: logged(workdir) >= more)
+            if kind == "save":
+                wait_until(process, lambda: half_written(workdir))
+            time.sleep(rng.uniform(0, 0.02))
+        assert process.poll() is None
+        process.kill()
+        process.wait()
+        steps = sorted(int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdigit())
+        print(
+            f"kill {number + 1:2}: {kind:5} {time.monotonic() - began:5.1f} s after the start, {logged(workdir):3} of "
+            f"150 steps logged, newest checkpoint {steps[-1] if steps else 0:3}, being written {half_written(workdir)}"
+        )
+    assert start(*flags, f"--workdir={workdir}").wait(600) == 0
+    assert not (workdir / "damaged_checkpoints").exists()
+    found = [
+        json.loads((tmp_path / name / "checkpoints" / "150" / "_CHECKPOINT_METADATA").read_text())
+        for name in ("whole", "killed")
+    ]
+    assert found[0]["custom_metadata"]["fingerprints"] == found[1]["custom_metadata"]["fingerprints"]
     whole, killed = (load_encoder(tmp_path / name).variables for name in ("whole", "killed"))
     for expected, actual in zip(jax.tree.leaves(whole), jax.tree.leaves(killed), strict=True):
         np.testing.assert_array_equal(actual, expected)
-    lines = (tmp_path / "killed" / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line)["step"] for line in lines] == list(range(1, 16))
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == list(range(1, 151))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signum", list(EXIT_CODES))
+def test_a_signal_saves_and_the_same_command_goes_on(flags, tmp_path, signum):
+    flags = [*flags, "--config.log.every=1", "--config.gs.epochs=100", f"--workdir={tmp_path}"]
+    process = start(*flags, stderr=subprocess.PIPE)
+    wait_until(process, lambda: logged(tmp_path) >= 5)
+    process.send_signal(signum)
+    said = process.communicate(timeout=60)[1].splitlines()
+    assert process.returncode == EXIT_CODES[signum]
+    step = max(int(path.name) for path in (tmp_path / "checkpoints").iterdir())
+    name = signal.Signals(signum).name
+    assert f"{name}: saving after this step and stopping; a second one stops at once." in said
+    assert said[-1] == f"grass_jax: stopped by {name} after step {step}, which is saved; the same command goes on."
+    assert logged(tmp_path) == step
+    assert not any("Traceback" in line for line in said)
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_of_two_processes_stops_both_after_the_same_step(flags, tmp_path):
+    flags = [*flags, "--config.log.every=1", "--config.gs.epochs=500", f"--workdir={tmp_path}"]
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        together = [f"--coordinator=localhost:{probe.getsockname()[1]}", "--processes=2"]
+    pair = [start(*flags, *together, f"--process={n}", stderr=subprocess.PIPE) for n in range(2)]
+    wait_until(pair[0], lambda: logged(tmp_path) >= 5)
+    pair[1].send_signal(signal.SIGTERM)
+    said = [process.communicate(timeout=120)[1] for process in pair]
+    assert [process.returncode for process in pair] == [75, 75], said
+    step = max(int(path.name) for path in (tmp_path / "checkpoints").iterdir())
+    for text in said:
+        assert f"grass_jax: stopped by SIGTERM after step {step}, which is saved; the same command goes on." in text
+    assert logged(tmp_path) == step
+    assert (tmp_path / "checkpoints" / str(step) / "_CHECKPOINT_METADATA").exists()
 
 
 @pytest.mark.slow

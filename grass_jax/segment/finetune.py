@@ -103,7 +103,7 @@ def run(config: Any, workdir: str | Path) -> dict[str, Any] | None:
         )
         parts = (config, source, network, forward, init_key)
         make_task = partial(segmentation_task, *parts, batch_size=batch_size, validation=validation)
-        done, state = checkpoints.go_on(lambda: make_task(None).init(), sharding.replicated(mesh))
+        done, state = checkpoints.go_on(make_task(None).init, sharding.replicated(mesh))
         if done >= end and (workdir / "summary.json").exists():
             logging.info("%s: this run has ended after %d steps; another --workdir starts a new one.", workdir, done)
             return None
