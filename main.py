@@ -12,6 +12,7 @@ from grass_jax import pretrain, schemas, sharding
 from grass_jax.checkpoint import ResumeError, SaveError
 from grass_jax.comparison import run as compare
 from grass_jax.config import ConfigError
+from grass_jax.data.faults import DataError
 from grass_jax.interop import export
 from grass_jax.read_checkpoint import DamagedError
 from grass_jax.report.terminal import show_plain_messages
@@ -45,7 +46,7 @@ def main(_: list[str]) -> None:
         sharding.initialize(COORDINATOR.value, PROCESSES.value, PROCESS.value)
         schemas.check(config)
         TASKS[config.task](config, workdir)
-    except (ConfigError, ResumeError, DamagedError, DivergedError, SaveError) as error:
+    except (ConfigError, DataError, ResumeError, DamagedError, DivergedError, SaveError) as error:
         sys.exit(f"grass_jax: {error}")
     except Stopped as stop:
         print(f"grass_jax: {stop}", file=sys.stderr)

@@ -14,8 +14,8 @@ import optax
 from jax.sharding import Mesh
 
 from grass_jax import steps
-from grass_jax.augment import Augmentation, Geometry, two_views
-from grass_jax.build import build_method, build_optimizer, build_schedule
+from grass_jax.augment import Augmentation
+from grass_jax.build import build_augment, build_method, build_optimizer, build_schedule
 from grass_jax.guidance import GuidanceSettings
 from grass_jax.methods import Method
 from grass_jax.methods.registry import NAMES
@@ -94,17 +94,11 @@ def make_job(options: argparse.Namespace, devices: Sequence[Any] | None = None) 
     config.model.dtype = options.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
     config.micro_batches = options.micro_batches
     config.augment.size = options.size
-    augmentation, dtype = Augmentation(**config.augment), jnp.dtype(config.model.dtype)
-
-    def augment(key: jax.Array, batch: dict[str, jax.Array]) -> tuple[jax.Array, Geometry]:
-        views, geometry = two_views(key, batch["image"], augmentation, geometry=True)
-        return views.astype(dtype), geometry  # as pretraining does
-
     return Job(
         mesh=make_mesh(devices),
         method=build_method(config, LENGTH),
         optimizer=build_optimizer(config, build_schedule(config, [LENGTH])),
-        augment=augment,
+        augment=build_augment(config, Augmentation(**config.augment)),
         hp=GuidanceSettings(**config.guidance),
         size=options.size,
         tile=options.tile or options.size * 8 // 7,

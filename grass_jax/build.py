@@ -4,9 +4,11 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
+from grass_jax.augment import Augmentation, Geometry, two_views
 from grass_jax.methods import Method
 from grass_jax.methods.micro_batches import MicroBatched
 from grass_jax.methods.registry import make_method
@@ -14,6 +16,7 @@ from grass_jax.models import build_encoder
 from grass_jax.models.original_init import original_init
 from grass_jax.optim import decay_mask, larc, original_schedule, warmup_cosine, warmup_poly
 from grass_jax.state import TrainState, create_state
+from grass_jax.steps import Augment
 
 
 def build_method(config: Any, total_steps: int) -> Method:
@@ -22,6 +25,17 @@ def build_method(config: Any, total_steps: int) -> Method:
     parts = config.get("micro_batches", 1)
     encoder = MicroBatched(encoder, parts) if parts > 1 else encoder
     return make_method(encoder, config.method, total_steps=total_steps)
+
+
+def build_augment(config: Any, augmentation: Augmentation) -> Augment:
+    """Makes the function from tiles to views, in the encoder's dtype, and their geometry."""
+    dtype = jnp.dtype(config.model.dtype)
+
+    def augment(key: jax.Array, batch: dict[str, jax.Array]) -> tuple[jax.Array, Geometry]:
+        views, geometry = two_views(key, batch["image"], augmentation, geometry=True)
+        return views.astype(dtype), geometry  # as the first convolution would: half the memory, and cheaper crops
+
+    return augment
 
 
 def build_schedule(config: Any, ends: list[int]) -> optax.Schedule:

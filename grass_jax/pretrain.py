@@ -12,12 +12,13 @@ import numpy as np
 from absl import logging
 
 from grass_jax import sharding, steps
-from grass_jax.augment import Augmentation, Geometry, two_views
+from grass_jax.augment import Augmentation
 from grass_jax.bands import Bands, denormalise
 from grass_jax.buckets import open_workdir, place
-from grass_jax.build import build_schedule, initial_state
+from grass_jax.build import build_augment, build_schedule, initial_state
 from grass_jax.checkpoint import Checkpoints
 from grass_jax.config import ConfigError, phase_length
+from grass_jax.data.faults import Replaced
 from grass_jax.data.loader import check_batch_size, fitting_batch_size, process_batches, steps_per_epoch
 from grass_jax.data.published.facts import PUBLISHED
 from grass_jax.data.published.sets import published_tiles
@@ -35,7 +36,7 @@ from grass_jax.sampling import crop_boxes
 from grass_jax.schemas import check
 from grass_jax.segment.watch import unwatched, watch_afterwards, watched, watching_hooks
 from grass_jax.state import TrainState
-from grass_jax.train import DivergedError, Hook, Phase, Task, phases_of, train
+from grass_jax.train import DivergedError, Hook, Phase, Task, counting, phases_of, train
 
 FIGURE_BATCH = 64  # tiles whose contrastive loss guides the pictures; a few of them are drawn
 
@@ -198,29 +199,31 @@ def pretraining_task(
     random = initial_state(config, init_key, ends)
     _, method, optimizer = random.args
     schedule, hp = build_schedule(config, ends), GuidanceSettings(**config.guidance)
-
-    dtype = jnp.dtype(config.model.dtype)
-
-    def augment(key: jax.Array, batch: dict[str, jax.Array]) -> tuple[jax.Array, Geometry]:
-        views, geometry = two_views(key, batch["image"], augmentation, geometry=True)
-        return views.astype(dtype), geometry  # as the first convolution would: half the memory, and cheaper crops
-
+    augment = build_augment(config, augmentation)
     shared = {"method": method, "optimizer": optimizer, "augment": augment}
     step_functions = {
         "warmup_step": partial(steps.warmup_step, **shared),
         "gs_step": partial(steps.gs_step, hp=hp, **shared),
     }
     pictures = guidance_pictures(config, source, method, augment, hp, augmentation, workdir)
-    length = steps_per_epoch(source, batch_size)
+    length, replaced = steps_per_epoch(source, batch_size), Replaced()
     return Task(
         init=partial(random, encoder=encoder),
         phases=phases_of(config.phases, [step_functions[config[name].step] for name in config.phases], ends),
-        batches=partial(process_batches, source, batch_size=batch_size, seed=config.seed, workers=config.data.workers),
+        batches=partial(
+            process_batches,
+            source,
+            batch_size=batch_size,
+            seed=config.seed,
+            workers=config.data.workers,
+            replaced=replaced,
+        ),
         batch_size=batch_size,
         steps_per_epoch=length,
         schedule=np.asarray(jax.vmap(schedule)(np.arange(ends[-1]))),
         watch=fallback_watch(length),
         hooks=(
+            counting(replaced),
             Hook(pictures),
             *watching_hooks(config, method, random, augmentation, hp, workdir, length),
         ),

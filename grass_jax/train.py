@@ -11,6 +11,7 @@ from absl import logging
 from jax.sharding import Mesh
 
 from grass_jax.checkpoint import Checkpoints
+from grass_jax.data.faults import Replaced
 from grass_jax.fingerprint import inspect
 from grass_jax.report.log import MetricsLog
 from grass_jax.report.progress import Progress
@@ -38,12 +39,14 @@ class Hook(NamedTuple):
         at_start: also before the first step of the run, with the first phase and step 0. Such a hook needs nothing but
             a state, so that it can be run on the checkpoints of a run that has ended, too.
         saves: each call is followed by a checkpoint with its numbers.
+        with_saves: also before every checkpoint.
     """
 
     run: Callable[[Phase, int, TrainState], dict[str, float]]
     every: int = 0
     at_start: bool = False
     saves: bool = False
+    with_saves: bool = False
 
     def due(self, phase: Phase, step: int) -> bool:
         """Says whether the hook runs after this step."""
@@ -145,6 +148,7 @@ def train(
                 due = [hook for hook in task.hooks if hook.due(phase, i + 1)]
                 save = i + 1 == phase.end or (i + 1) % checkpoint_every == 0 or any(hook.saves for hook in due)
                 save = save or verdict.save or verdict.stop > 0
+                due += [hook for hook in task.hooks if save and hook.with_saves and hook not in due]
                 if due or save:
                     report.flush()
                     since = time.monotonic()
@@ -174,6 +178,11 @@ def run_hooks(
     if numbers:
         log.write(step, epoch=step / task.steps_per_epoch, phase=phase.name, **numbers)
     return numbers
+
+
+def counting(replaced: Replaced) -> Hook:
+    """Puts what could not be read into the log before every checkpoint, so that a resumed run counts nothing twice."""
+    return Hook(lambda phase, step, state: replaced.since_last(), with_saves=True)
 
 
 def phases_of(names: Sequence[str], steps: Sequence[Callable], ends: Sequence[int]) -> tuple[Phase, ...]:

@@ -38,10 +38,17 @@ def summarise(records: list[dict[str, Any]], *, seconds: float | None, steps: in
         own = [record for record in records if record["phase"] == name and "loss" in record]
         tenth = max(1, len(own) // 10)
         phases[name] = {"begins": _means(own[:tenth]), "ends": _means(own[-tenth:])}
-    return {"steps": steps, "tiles": tiles, "seconds_of_last_session": seconds and round(seconds, 1), "phases": phases}
+    replaced = int(sum(record.get("replaced") or 0 for record in records))  # tiles that could not be read
+    return {
+        "steps": steps,
+        "tiles": tiles,
+        "replaced_tiles": replaced,
+        "seconds_of_last_session": seconds and round(seconds, 1),
+        "phases": phases,
+    }
 
 
 def _means(records: list[dict[str, Any]]) -> dict[str, float]:
-    names = dict.fromkeys(n for record in records for n in record if n not in ("step", "epoch", "phase"))
+    names = dict.fromkeys(n for record in records for n in record if n not in ("step", "epoch", "phase", "replaced"))
     values = {name: [r[name] for r in records if r.get(name) is not None] for name in names}
     return {name: float(np.mean(numbers)) for name, numbers in values.items() if numbers}

@@ -19,6 +19,7 @@ from grass_jax.buckets import open_workdir
 from grass_jax.build import build_optimizer, build_schedule
 from grass_jax.checkpoint import Checkpoints
 from grass_jax.data.budget import write_labels
+from grass_jax.data.faults import Replaced
 from grass_jax.data.loader import check_batch_size, fitting_batch_size, process_batches, steps_per_epoch
 from grass_jax.data.source import TileSource
 from grass_jax.initial import follow_encoder, initial_encoder, seen_in_pretraining, settle_bands
@@ -42,7 +43,7 @@ from grass_jax.segment.model import Forward, make_forward
 from grass_jax.segment.probe import fit_probe
 from grass_jax.segment.step import create_segmentation_state, segment_step
 from grass_jax.state import TrainState
-from grass_jax.train import DivergedError, Hook, Phase, Task, phases_of, train
+from grass_jax.train import DivergedError, Hook, Phase, Task, counting, phases_of, train
 
 FEW = 100  # labelled crops below which nothing is chosen by validation
 VALIDATION = "validation_miou"
@@ -223,6 +224,7 @@ def segmentation_task(
         assert validation is not None
         return {VALIDATION: validation(forward(variables_of(state))).scores["miou"]}
 
+    replaced = Replaced()
     return Task(
         init=partial(
             create_segmentation_state,
@@ -241,11 +243,15 @@ def segmentation_task(
             seed=config.seed,
             workers=config.data.workers,
             negatives=False,
+            replaced=replaced,
         ),
         batch_size=batch_size,
         steps_per_epoch=steps_per_epoch(source, batch_size),
         schedule=np.asarray(jax.vmap(schedule)(np.arange(ends[-1]))),
-        hooks=(Hook(validate, every=config.validate_every, saves=True),) if validation else (),
+        hooks=(
+            counting(replaced),
+            *((Hook(validate, every=config.validate_every, saves=True),) if validation else ()),
+        ),
     )
 
 

@@ -1,0 +1,137 @@
+"""Other ways to compute the same warm-up step, timed in turns with the way it is computed: what is worth its code.
+
+    python -m benchmarks.variants                   ResNet-50, 16 views of 224 on 2 CPU cores, about ten minutes
+    python -m benchmarks.variants --tiles=128       a large GPU
+
+Each variant changes one thing; its ratio is the median, over rounds in which all of them ran, of its time over that of
+the step as it is. Memory is the compiler's: arguments, temporaries and results of the program.
+"""
+
+import argparse
+import json
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import flax.linen as nn
+import jax
+from flax.linen.dtypes import promote_dtype
+
+from benchmarks.job import Job, add_options, make_job
+from benchmarks.timing import interleaved, milliseconds, quartiles, spread, table
+from grass_jax.cost import memory_of
+from grass_jax.models import ENCODERS, resnet
+from grass_jax.sharding import replicated, split_by_tile
+
+AS_IT_IS = "as it is"
+
+
+class AsConvolution(resnet.Conv):
+    """A convolution that stays one where its kernel is 1x1."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Convolves (n, h, w, c) to (n, ceil(h / stride), ceil(w / stride), channels)."""
+        shape = (self.kernel, self.kernel, x.shape[-1], self.channels)
+        x, kernel = promote_dtype(x, self.param("kernel", resnet.kaiming_fan_out, shape), dtype=self.dtype)
+        pad = self.dilation * (self.kernel // 2)
+        return jax.lax.conv_general_dilated(
+            x,
+            kernel,
+            (self.stride, self.stride),
+            ((pad, pad), (pad, pad)),
+            rhs_dilation=(self.dilation, self.dilation),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+
+
+def rematerialised() -> Any:
+    """Every residual block is run forward again in the backward pass."""
+    encoders = {name: partial(f.func, f.args[0], nn.remat(f.args[1])) for name, f in ENCODERS.items()}
+    return mock.patch.dict(ENCODERS, encoders)
+
+
+CHANGES: dict[str, Callable[[], Any]] = {
+    "1x1 convolutions as convolutions": lambda: mock.patch.object(resnet, "Conv", AsConvolution),
+    "variance as the mean of squared deviations": lambda: mock.patch.object(
+        nn, "BatchNorm", partial(nn.BatchNorm, use_fast_variance=False)
+    ),
+    "residual blocks rematerialised": rematerialised,
+    "state not donated": nullcontext,
+}
+PARTS = (2, 4)
+
+
+def compiled_step(job: Job, tiles: int, *, donate: bool = True) -> jax.stages.Compiled:
+    """Compiles the warm-up step, with or without giving the old state's memory to the new one."""
+    whole = replicated(job.mesh)
+    step = jax.jit(
+        job.step("warm-up"),
+        in_shardings=(whole, split_by_tile(job.mesh), whole),
+        out_shardings=whole,
+        donate_argnums=0 if donate else (),
+    )
+    return step.lower(job.state(), job.batch(tiles), jax.random.key(0)).compile()
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Runs everything; returns what `--json` writes."""
+    job = make_job(options)
+    options.tiles = options.tiles or 8
+    programs = {AS_IT_IS: compiled_step(job, options.tiles)}
+    for name, change in CHANGES.items():
+        with change():
+            programs[name] = compiled_step(make_job(options), options.tiles, donate=name != "state not donated")
+    for parts in PARTS:
+        of_parts = make_job(argparse.Namespace(**vars(options) | {"micro_batches": parts}))
+        programs[f"{parts} micro-batches"] = compiled_step(of_parts, options.tiles)
+    batch, key = job.batch(options.tiles), jax.device_put(jax.random.key(0), replicated(job.mesh))
+
+    def runner(program: jax.stages.Compiled) -> Callable[[], Any]:
+        held = {"state": job.state()}
+
+        def call() -> Any:
+            held["state"], metrics = program(held["state"], batch, key)
+            return held["state"], metrics
+
+        return call
+
+    seconds = interleaved({name: runner(program) for name, program in programs.items()}, rounds=options.rounds)
+    return {
+        "options": vars(options) | {"json": None},
+        "device": {"kind": jax.devices()[0].device_kind, "count": job.mesh.size, "jax": jax.__version__},
+        "variants": {
+            name: {
+                "seconds": quartiles(values),
+                "ratio": quartiles(values / seconds[AS_IT_IS]),
+                "memory_bytes": memory_of(programs[name]),
+            }
+            for name, values in seconds.items()
+        },
+    }
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_options(parser)
+    parser.add_argument("--tiles", type=int, default=0, help="tiles in a batch, two views of each; 0: 8")
+    parser.add_argument("--rounds", type=int, default=5, help="timed rounds over all variants")
+    parser.add_argument("--json", type=Path, help="also write the numbers here")
+    options = parser.parse_args(arguments)
+    found = measure(options)
+    rows = [
+        [name, milliseconds(v["seconds"]), spread(v["ratio"], digits=3), f"{v['memory_bytes'] / 2**30:.2f}"]
+        for name, v in found["variants"].items()
+    ]
+    device = found["device"]
+    print(f"{options.model}, {2 * options.tiles} views of {options.size}, on {device['count']} x {device['kind']}")
+    print(table(["warm-up step", "ms (quartiles)", f"/ {AS_IT_IS}", "compiled GiB"], rows))
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
