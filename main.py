@@ -2,19 +2,20 @@
 
 import signal
 import sys
-from pathlib import Path
 
 import jax
 from absl import app, flags
 from ml_collections import config_flags
 
 from grass_jax import pretrain, schemas, sharding
+from grass_jax.buckets import BucketError, place
 from grass_jax.checkpoint import ResumeError, SaveError
 from grass_jax.comparison import run as compare
 from grass_jax.config import ConfigError
 from grass_jax.data.faults import DataError
 from grass_jax.interop import export
 from grass_jax.read_checkpoint import DamagedError
+from grass_jax.report.atomic import DiskFullError
 from grass_jax.report.terminal import show_plain_messages
 from grass_jax.segment import apply, finetune
 from grass_jax.stopping import EXIT_CODES, Stopped
@@ -38,15 +39,24 @@ TASKS = {
 def main(_: list[str]) -> None:
     """Joins the job, turns on the compilation cache and runs the task."""
     config = CONFIG.value
-    workdir = Path(WORKDIR.value or f"runs/{config.name}_{config.preset}")
+    workdir = WORKDIR.value or f"runs/{config.name}_{config.preset}"
     show_plain_messages()
-    if config.get("compilation_cache"):
-        jax.config.update("jax_compilation_cache_dir", str(Path(config.compilation_cache).expanduser()))
     try:
+        if config.get("compilation_cache"):
+            jax.config.update("jax_compilation_cache_dir", str(place(config.compilation_cache)))
         sharding.initialize(COORDINATOR.value, PROCESSES.value, PROCESS.value)
         schemas.check(config)
         TASKS[config.task](config, workdir)
-    except (ConfigError, DataError, ResumeError, DamagedError, DivergedError, SaveError) as error:
+    except (
+        ConfigError,
+        DataError,
+        ResumeError,
+        DamagedError,
+        DivergedError,
+        SaveError,
+        DiskFullError,
+        BucketError,
+    ) as error:
         sys.exit(f"grass_jax: {error}")
     except Stopped as stop:
         print(f"grass_jax: {stop}", file=sys.stderr)

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from grass_jax.buckets import is_folder
 from grass_jax.config import (
     NAMES,
     NOT_NEGATIVE,
@@ -45,10 +46,19 @@ LABELLED = {
 }
 
 
+def refuse_masks(folder: str, shown: str) -> None:
+    """Raises ConfigError where a folder to pretrain on, of this machine, holds masks beside its images."""
+    if all(Path(folder or "?").expanduser().joinpath(part).is_dir() for part in ("images", "masks")):
+        raise ConfigError(
+            f"config.data.path, {shown}, holds images and masks, and masks are no images to pretrain on: give its "
+            "folder images."
+        )
+
+
 def check_archives(values: dict[str, Any], where: str) -> None:
     """Raises ConfigError where the section `where` names no folder for the archives of a published data set."""
     path = values[f"{where}.path"]
-    if not Path(path or "?").expanduser().is_dir():
+    if not is_folder(path or "?"):
         raise ConfigError(
             f"config.{where}.path must be the folder of the archives of {values[f'{where}.name']}, or of what they "
             f"hold, given with --config.{where}.path=FOLDER, not {path!r}."
@@ -72,7 +82,7 @@ def check_labelled(values: dict[str, Any], where: str) -> None:
                 f"config.{where}.masks of {name} must be 'full' or 'eroded', not {values[f'{where}.masks']!r}."
             )
     if name == "segmentation_folder":
-        if not Path(path or "?").expanduser().is_dir():
+        if not is_folder(path or "?"):
             raise ConfigError(
                 f"config.{where}.path must be the folder of the labelled images, given with "
                 f"--config.{where}.path=FOLDER, not {path!r}."

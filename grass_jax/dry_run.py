@@ -16,6 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from grass_jax import sharding
+from grass_jax.buckets import place
 from grass_jax.config import ConfigError, phase_length
 from grass_jax.cost import roofline
 from grass_jax.data.loader import check_batch_size, fitting_batch_size, steps_per_epoch
@@ -52,7 +53,7 @@ def run(config: Any, workdir: str | Path) -> dict[str, Any] | None:
     if config.get("task") not in PREPARE:
         raise ConfigError(f"--dry_run is for the tasks {' and '.join(PREPARE)}, not {config.task}: leave it out.")
     check(config)
-    workdir, mesh = Path(workdir).expanduser(), sharding.make_mesh()
+    workdir, mesh = place(workdir), sharding.make_mesh()
     config = follow_encoder(config, workdir)
     task = PREPARE[config.task](config, workdir, mesh)
     state, memory = jax.eval_shape(task.init), device_memory(mesh)

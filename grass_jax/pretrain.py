@@ -22,7 +22,9 @@ from grass_jax.data.faults import Replaced
 from grass_jax.data.loader import check_batch_size, fitting_batch_size, process_batches, steps_per_epoch
 from grass_jax.data.published.facts import PUBLISHED
 from grass_jax.data.published.sets import published_tiles
+from grass_jax.data.remote import local_folder
 from grass_jax.data.source import TileSource, open_tiles
+from grass_jax.data_rules import refuse_masks
 from grass_jax.guidance import GuidanceSettings, guide
 from grass_jax.initial import follow_encoder, initial_encoder, settle_bands
 from grass_jax.methods import Method
@@ -161,9 +163,12 @@ def open_source(data: Any, numbers: Sequence[int] = ()) -> TileSource:
     Raises:
         ConfigError: the data cannot be had as it is described.
     """
-    path, name, _, region = data.path or None, *data.name.partition("/")
+    name, _, region = data.name.partition("/")
     tiling = {"tile_size": data.tile_size, "stride": data.stride or None, "data_dir": data.data_dir or None}
     try:
+        path = local_folder(data.path, data.data_dir) or None
+        if path is not None and path != data.path and data.name == "image_folder":
+            refuse_masks(path, data.path)  # in a bucket they are seen once they are here
         if data.name in PUBLISHED:
             return published_tiles(name, path, region=region, numbers=numbers, **tiling)
         return open_tiles(name, path=path, exclude=data.exclude, split=data.split, numbers=numbers, **tiling)

@@ -1,11 +1,11 @@
 """What the configuration of every task may hold: each key with its rule."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from grass_jax.augment.pairs import RULES as PAIR_AUGMENTATION_RULES
 from grass_jax.augment.views import RULES as AUGMENTATION_RULES
+from grass_jax.buckets import is_folder
 from grass_jax.config import (
     BELOW_ONE,
     NAMES,
@@ -26,7 +26,7 @@ from grass_jax.config import (
     whole,
 )
 from grass_jax.data.published.facts import PUBLISHED
-from grass_jax.data_rules import LABELLED, check_archives, check_labelled, class_count
+from grass_jax.data_rules import LABELLED, check_archives, check_labelled, class_count, refuse_masks
 from grass_jax.guidance import CHOICES, LAST_STAGE, GuidanceSettings
 from grass_jax.methods.registry import NAMES as METHODS
 from grass_jax.methods.registry import follows_length, rules_of
@@ -47,16 +47,12 @@ def _check_pretraining(values: dict[str, Any]) -> None:
             raise ConfigError(f"config.data.exclude is for folders: {values['data.name']} has its own training part.")
     if values["data.name"] == "image_folder" and values["data.split"] != "train":
         raise ConfigError(f"config.data.split of an image_folder must be 'train', not {values['data.split']!r}.")
-    if values["data.name"] == "image_folder" and not Path(values["data.path"] or "?").expanduser().is_dir():
+    if values["data.name"] == "image_folder" and not is_folder(values["data.path"] or "?"):
         raise ConfigError(
             "config.data.path must be a folder of images, given with --config.data.path=FOLDER, "
             f"not {values['data.path']!r}."
         )
-    if all(Path(values["data.path"] or "?").expanduser().joinpath(part).is_dir() for part in ("images", "masks")):
-        raise ConfigError(
-            f"config.data.path, {values['data.path']}, holds images and masks, and masks are no images to pretrain on: "
-            "give its folder images."
-        )
+    refuse_masks(values["data.path"], values["data.path"])
     if values["batch_size"] % values["micro_batches"]:
         raise ConfigError(
             f"config.micro_batches must divide config.batch_size, {values['batch_size']}, not "

@@ -151,6 +151,7 @@ def train(
                 due += [hook for hook in task.hooks if save and hook.with_saves and hook not in due]
                 if due or save:
                     report.flush()
+                    log.flush()
                     since = time.monotonic()
                     finite, saved = inspect(state)
                     if not finite:

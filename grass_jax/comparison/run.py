@@ -12,6 +12,7 @@ from absl import logging
 
 from grass_jax import pretrain
 from grass_jax.bands import Bands
+from grass_jax.buckets import on_this_machine
 from grass_jax.build import build_method
 from grass_jax.comparison.arms import (
     chosen_arms,
@@ -61,7 +62,8 @@ def run(config: Any, workdir: str | Path) -> str | None:
         ResumeError: a run of it has begun with other settings.
     """
     check(config)
-    workdir, config = Path(workdir).expanduser(), config.copy_and_resolve_references()
+    workdir, config = on_this_machine(workdir, "--workdir of a comparison"), config.copy_and_resolve_references()
+    on_this_machine(config.data.path, "config.data.path of a comparison")
     arms, first = chosen_arms(config), jax.process_index() == 0
     for name in dict.fromkeys([*(arm.trunk for arm in arms.values() if arm.trunk), *arms]):
         pretraining_of(config, name, 0)  # every fault shows before hours of work

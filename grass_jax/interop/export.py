@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from absl import logging
 
+from grass_jax.buckets import on_this_machine
 from grass_jax.config import ConfigError
 from grass_jax.interop.card import Export, is_card, write_card
 from grass_jax.interop.names import encoder_tensors, network_tensors, part_of
@@ -45,7 +46,7 @@ def run(config: Any, workdir: str | Path) -> dict[str, Any]:
         raise ConfigError(f"config.model: {error}") from error
     part = "network" if trained.classes and config.part != "encoder" else "encoder"
     _refuse_format(config.format, part, trained)
-    output = _output(config, Path(workdir).expanduser() / f"{part}{SUFFIXES[config.format]}")
+    output = _output(config, on_this_machine(workdir, "--workdir of an export") / f"{part}{SUFFIXES[config.format]}")
     if part == "network":
         tensors = network_tensors(trained.variables)
     else:
@@ -90,7 +91,7 @@ def _output(config: Any, default: Path) -> Path:
     Raises:
         ConfigError: it does not fit the format.
     """
-    output, suffix = Path(config.output or default).expanduser(), SUFFIXES[config.format]
+    output, suffix = on_this_machine(config.output or default, "config.output"), SUFFIXES[config.format]
     if output.suffix in (".safetensors", ".pth") and output.suffix != suffix:
         fits = False
     else:

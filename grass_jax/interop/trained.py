@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from grass_jax.bands import Bands
+from grass_jax.buckets import existing
 from grass_jax.config import phase_length
 from grass_jax.read_checkpoint import kept_steps
 from grass_jax.segment.model import load_segmenter
@@ -73,7 +74,7 @@ def open_trained(workdir: str | Path, step: int = 0) -> Trained:
     Raises:
         FileNotFoundError: there is no run, or no checkpoint of that step.
     """
-    workdir = Path(workdir).expanduser().absolute()
+    workdir = existing(workdir)
     record, summary = (_content(workdir / name) for name in ("config.json", "summary.json"))
     config = record.get("config", {})
     if config.get("task") not in ("pretrain", "segment"):

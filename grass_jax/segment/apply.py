@@ -10,6 +10,7 @@ import numpy as np
 from absl import logging
 
 from grass_jax.bands import RGB
+from grass_jax.buckets import on_this_machine, open_workdir, place
 from grass_jax.config import ConfigError
 from grass_jax.data.landscape import landscape
 from grass_jax.report.atomic import replacing
@@ -40,7 +41,7 @@ def evaluate_model(config: Any, workdir: str | Path) -> dict[str, Any] | None:
         ConfigError: a key or value that cannot be run.
     """
     check(config)
-    began, workdir = time.monotonic(), Path(workdir).expanduser()
+    began, workdir = time.monotonic(), open_workdir(workdir)
     network = _network(config)
     config.data.gsd = config.data.gsd or network.gsd or 0.0
     check_class_names(config.evaluate.without, network.classes)
@@ -60,7 +61,7 @@ def evaluate_model(config: Any, workdir: str | Path) -> dict[str, Any] | None:
             else "name the model's, in its order, and their ids or colours in config.data.mask_values."
         )
         raise ConfigError(f"The model knows the classes {known}, and the data's are {given}: {advice}")
-    what = {"model": str(Path(config.model).expanduser().absolute()), "data": config.data.to_dict()}
+    what = {"model": str(place(config.model, absolute=True)), "data": config.data.to_dict()}
     old = workdir / "summary.json"
     if old.exists() and {key: json.loads(old.read_text()).get(key) for key in what} != json.loads(json.dumps(what)):
         raise ConfigError(f"{workdir} holds the scores of another model or data set: give another --workdir.")
@@ -105,7 +106,7 @@ def predict_images(config: Any, workdir: str | Path) -> dict[str, Any]:
     """
     check(config)
     network = _network(config)
-    workdir = Path(workdir).expanduser()
+    workdir = on_this_machine(workdir, "--workdir of a task that maps")
     devices = len(jax.local_devices())
     if not config.input and (network.bands.numbers, network.bands.dtype) != (RGB.numbers, RGB.dtype):
         raise ConfigError(
@@ -116,7 +117,7 @@ def predict_images(config: Any, workdir: str | Path) -> dict[str, Any]:
         outcome = predict_files(
             network.forward(local_mesh()),
             config.input or demonstration(workdir),
-            config.output or workdir,
+            on_this_machine(config.output or workdir, "config.output"),
             classes=network.classes,
             colours=network.colours,
             bands=network.bands,

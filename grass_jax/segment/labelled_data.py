@@ -17,6 +17,7 @@ from grass_jax.data.layout import Layout
 from grass_jax.data.pairs import OpenedScene
 from grass_jax.data.published.facts import PUBLISHED
 from grass_jax.data.published.sets import published_labelled
+from grass_jax.data.remote import local_folder
 from grass_jax.data.scenes import LabelledScene, open_scenes
 from grass_jax.data.splits import Split
 
@@ -46,8 +47,9 @@ def open_data(data: Any, where: str = "data", *, numbers: Sequence[int] = ()) ->
             return open_labelled("sample", split=split, numbers=numbers, **tiling)
         if data.name in PUBLISHED:
             name, _, region = data.name.partition("/")
+            path = local_folder(data.path, data.data_dir)
             return published_labelled(
-                name, data.path, region=region, masks=data.masks, split=split, numbers=numbers, **tiling
+                name, path, region=region, masks=data.masks, split=split, numbers=numbers, **tiling
             )
         return open_labelled(data.name, split=split, numbers=numbers, **_where(data), **tiling)
     except (ValueError, OSError) as error:
@@ -78,14 +80,15 @@ def _where(data: Any) -> dict[str, Any]:
         colours=tuple(data.colours),
         background=data.background,
     )
+    folder = local_folder(data.path, data.data_dir)
     return {
-        "path": data.path,
+        "path": folder,
         "images": data.images,
         "masks": data.masks,
         "labels": labels,
         "attribute": data.attribute,
         "radius": data.radius,
-        "group": [_below(data.path, table) for table in data.group_tables] or data.group,
+        "group": [_below(folder, table) for table in data.group_tables] or data.group,
         "ignored": _tuples(data.ignored),
         "gsd": data.gsd or None,
     }

@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from grass_jax.bands import Bands, normalise, unit_range
+from grass_jax.buckets import place
 from grass_jax.models import build_segmenter
 from grass_jax.read_checkpoint import restore_part
 from grass_jax.resume import run_config
@@ -88,7 +89,7 @@ def load_segmenter(workdir: str | Path, step: int | None = None) -> Segmentation
         FileNotFoundError: there is no segmentation run, or no checkpoint of that step.
     """
     config = run_config(workdir, task="segment")
-    summary = Path(workdir).expanduser() / "summary.json"
+    summary = place(workdir) / "summary.json"
     if step is None and summary.exists():
         step = json.loads(summary.read_text())["chosen_step"]
     labels = json.loads((summary.parent / "config.json").read_text())["labels"]
