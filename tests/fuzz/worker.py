@@ -86,6 +86,7 @@ def main() -> None:
     for line in sys.stdin:
         reader, numbers = json.loads(line)
         if numbers == []:  # imports what the reader needs, and then limits what it may take
+            resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
             with contextlib.suppress(Exception):
                 run(reader, [-1 % 2**32], notes)
             pages = int(Path("/proc/self/statm").read_text().split()[0])
