@@ -15,27 +15,14 @@ from absl import logging
 from grass_jax.config import ConfigError
 from grass_jax.rendezvous import meet
 
-START_SECONDS = 300.0  # in which all processes of a job must have come
 PATIENCE = 30  # seconds more that JAX's service is given, so that the sentence comes before its abort
 EXCHANGES = ("Gloo", "NCCL")  # name the libraries between processes in their errors
 LOST = 134  # exit code where another process has ended: that of JAX's own abort then (SIGABRT)
 LAST_WORDS = 2.0  # seconds that a failing first process leaves the others to say what they have failed of
 
 
-def initialize(coordinator: str = "", processes: int = 1, process: int = 0, *, seconds: float = START_SECONDS) -> None:
-    """Joins the other processes of the job; call it before anything touches a device.
-
-    Args:
-        coordinator: host:port of process 0 for processes started by hand; empty finds the cluster by itself (Cloud TPU
-            pods, Slurm, Open MPI and what else `jax.distributed` knows) and stays alone where there is none.
-        processes: number of processes started by hand.
-        process: number of this one.
-        seconds: how long to wait for the others.
-
-    Raises:
-        ConfigError: processes are counted but no coordinator is given, or the processes do not find each other. In a
-            cluster that JAX has found by itself, waiting in vain ends the program with a sentence instead.
-    """
+def join(coordinator: str, processes: int, process: int, *, seconds: float) -> None:
+    """Joins the other processes of the job, if there are any; see `sharding.initialize`."""
     if not coordinator and (processes, process) != (1, 0):
         raise ConfigError("Processes started by hand need the address of the first: --coordinator=HOST:PORT.")
     if coordinator:
@@ -121,8 +108,8 @@ def failing_at_once() -> Iterator[None]:
         if lost:
             what = " ".join(str(error).split())[:200]
             sys.stderr.write(
-                f"grass_jax: another process of this job has ended ({what}); its own log says why, and the same "
-                "command goes on from the newest checkpoint.\n"
+                f"grass_jax: another process of this job has ended or does not answer ({what}); its own log says why, "
+                "and the same command goes on from the newest checkpoint.\n"
             )
         elif told:
             sys.stderr.write(f"{error.code}\n")

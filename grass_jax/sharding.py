@@ -9,9 +9,10 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from grass_jax.config import ConfigError
-from grass_jax.joining import initialize as initialize
+from grass_jax.joining import join
 
 AXIS = "data"
+START_SECONDS = 300.0  # in which all processes of a job must have come
 MESSAGE = 1000  # bytes of an error that other processes repeat
 Result = TypeVar("Result")
 
@@ -52,6 +53,31 @@ def global_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Arra
     """Makes global arrays, split by tile, of the rows that this process has loaded."""
     sharding = split_by_tile(mesh)
     return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
+
+
+def initialize(coordinator: str = "", processes: int = 1, process: int = 0, *, seconds: float = START_SECONDS) -> None:
+    """Joins the other processes of the job; call it before anything touches a device.
+
+    Args:
+        coordinator: host:port of process 0 for processes started by hand; empty finds the cluster by itself (Cloud TPU
+            pods, Slurm, Open MPI and what else `jax.distributed` knows) and stays alone where there is none.
+        processes: number of processes started by hand.
+        process: number of this one.
+        seconds: how long to wait for the others.
+
+    Raises:
+        ConfigError: processes are counted but no coordinator is given, or the processes do not find each other. In a
+            cluster that JAX has found by itself, waiting in vain ends the program with a sentence instead.
+    """
+    join(coordinator, processes, process, seconds=seconds)
+    if not jax.distributed.is_initialized() or jax.process_count() == 1:
+        return
+    # What exchanges something for the first time must come within 30 s of the others on CPUs: now, while all of them
+    # are here, and not after compiling for a while
+    mesh = make_mesh()
+    ones = global_batch({"ones": np.ones(jax.local_device_count(), np.float32)}, mesh)["ones"]
+    jax.jit(lambda x: x.sum(), out_shardings=replicated(mesh))(ones).block_until_ready()
+    wait_for_all()
 
 
 def agree(digest: str, what: str) -> None:

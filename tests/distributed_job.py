@@ -1,72 +1,97 @@
-"""GS steps on however many devices and processes it is started with; test_sharding.py compares what the jobs write.
+"""Steps on however many devices and processes it is started with; test_sharding.py compares what the jobs write.
 
-python tests/distributed_job.py OUT.npz [COORDINATOR PROCESSES PROCESS]
+python tests/distributed_job.py OUT.npz PARTS [COORDINATOR PROCESSES PROCESS]
 """
 
 import sys
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import numpy as np
 
 from grass_jax.augment import Augmentation, two_views
 from grass_jax.guidance import GuidanceSettings, guide
+from grass_jax.methods import Method
+from grass_jax.methods.moco_v2 import moco_v2
 from grass_jax.methods.simclr import simclr
-from grass_jax.models.resnet import Bottleneck, ResNet
+from grass_jax.models.resnet import BasicBlock, ResNet
 from grass_jax.optim import decay_mask, larc
 from grass_jax.sharding import each_device_alone, global_batch, initialize, make_mesh, replicated, split_by_tile
 from grass_jax.state import create_state
-from grass_jax.steps import compile_step, gs_step
+from grass_jax.steps import compile_step, gs_step, warmup_step
 
 TILES, TILE, VIEW = 16, 72, 64
+ENCODER = ResNet((1, 1, 1, 1), BasicBlock, width=4, output_stride=16)
+SIMCLR = simclr(ENCODER, embedding=16, temperature=0.5)
+MOCO = moco_v2(ENCODER, embedding=16, queue=3 * TILES, momentum=0.9)  # a target network, and keys of earlier steps
+PARTS = {
+    "float32": lambda: job(gs_step, SIMCLR, np.float32, 1),
+    "float32_look": lambda: job(gs_step, SIMCLR, np.float32, 1, look=True),
+    "float64": lambda: job(gs_step, SIMCLR, np.float64, 3),
+    "moco_float64": lambda: job(warmup_step, MOCO, np.float64, 3),
+}
 
 
-def job(x64: bool, count: int) -> dict[str, np.ndarray]:
-    """Does `count` GS steps; returns losses, parameters, and maps and boxes of the first step."""
+def job(step: Callable, method: Method, dtype: type, count: int, *, look: bool = False) -> dict[str, np.ndarray]:
+    """Does `count` steps.
+
+    Args:
+        step: `gs_step`, on views augmented in the step; `warmup_step`, on views made here.
+        method: of the steps.
+        dtype: of parameters and views.
+        count: steps.
+        look: also returns maps and boxes of the first step.
+
+    Returns:
+        `losses` (count,), `state`, all that a step changes in one row, and what `look` adds.
+    """
     mesh = make_mesh()
-    dtype = np.float64 if x64 else np.float32
-    encoder = ResNet((1, 1, 1, 1), Bottleneck, width=8, output_stride=16)
-    method = simclr(encoder, embedding=16, temperature=0.5)
     optimizer = larc(0.5, decay_mask=decay_mask)
     augmentation = Augmentation(size=VIEW)
 
     def augment(key, batch):
-        return two_views(key, batch["image"], augmentation).astype(dtype)
+        views = two_views(key, batch["image"], augmentation) if step is gs_step else batch["image"]
+        return views.astype(dtype)
 
-    settings = {"method": method, "optimizer": optimizer, "augment": augment}
     state = create_state(jax.random.key(0), method, optimizer, size=VIEW)
     state = jax.tree.map(lambda a: a.astype(dtype) if a.dtype.kind == "f" else a, state)
     state = jax.device_put(state, replicated(mesh))
-    tiles = np.random.default_rng(0).integers(0, 256, (count, TILES, TILE // 8, TILE // 8, 3), np.uint8)
-    tiles = tiles.repeat(8, 2).repeat(8, 3)
+    rng, (tiles, size) = np.random.default_rng(0), ((TILES,), TILE) if step is gs_step else ((TILES, 2), VIEW)
+    images = rng.integers(0, 256, (count, *tiles, size // 8, size // 8, 3), np.uint8).repeat(8, -3).repeat(8, -2)
+    images = images if step is gs_step else images / 128 - 1
     mine = slice(
         jax.process_index() * TILES // jax.process_count(), (jax.process_index() + 1) * TILES // jax.process_count()
     )
-    batches = [global_batch({"image": images[mine]}, mesh) for images in tiles]
+    batches = [global_batch({"image": batch[mine]}, mesh) for batch in images]
     keys = [jax.random.fold_in(jax.random.key(1), i) for i in range(count)]
+    found = {}
+    if look:
 
-    @partial(jax.jit, in_shardings=(replicated(mesh), split_by_tile(mesh)), out_shardings=replicated(mesh))
-    def look(state, batch):
-        views = augment(keys[0], batch)
-        guidance, _ = guide(state, views, method=method, hp=GuidanceSettings(), local=each_device_alone(mesh))
-        return guidance.maps, guidance.boxes
+        @partial(jax.jit, in_shardings=(replicated(mesh), split_by_tile(mesh)), out_shardings=replicated(mesh))
+        def first_boxes(state, batch):
+            views = augment(keys[0], batch)
+            guidance, _ = guide(state, views, method=method, hp=GuidanceSettings(), local=each_device_alone(mesh))
+            return guidance.maps, guidance.boxes
 
-    maps, boxes = look(state, batches[0])
-    step = compile_step(partial(gs_step, **settings), mesh)
+        found["maps"], found["boxes"] = map(np.asarray, first_boxes(state, batches[0]))
+    compiled = compile_step(partial(step, method=method, optimizer=optimizer, augment=augment), mesh)
     losses = []
     for batch, key in zip(batches, keys, strict=True):
-        state, metrics = step(state, batch, key)
+        state, metrics = compiled(state, batch, key)
         losses.append(float(metrics["loss"]))
-    params = np.concatenate([np.asarray(leaf).ravel() for leaf in jax.tree.leaves((state.params, state.stats))])
-    return {"losses": np.array(losses), "params": params, "maps": np.asarray(maps), "boxes": np.asarray(boxes)}
+    changed = jax.tree.leaves((state.params, state.stats, state.extra))
+    return found | {"losses": np.array(losses), "state": np.concatenate([np.asarray(leaf).ravel() for leaf in changed])}
 
 
 if __name__ == "__main__":
-    out, *cluster = sys.argv[1:]
+    out, parts, *cluster = sys.argv[1:]
     if cluster:
         initialize(cluster[0], int(cluster[1]), int(cluster[2]))
-    results = {f"float32_{name}": value for name, value in job(False, 1).items()}
-    with jax.enable_x64(True):
-        results |= {f"float64_{name}": value for name, value in job(True, 3).items()}
+    results: dict[str, Any] = {}
+    for part in parts.split(","):
+        with jax.enable_x64("float64" in part):
+            results |= {f"{part}_{name}": value for name, value in PARTS[part]().items()}
     if jax.process_index() == 0:
-        np.savez(out, devices=jax.device_count(), **results)
+        np.savez(out, devices=jax.device_count(), processes=jax.process_count(), **results)

@@ -11,7 +11,7 @@ import pytest
 
 from grass_jax import joining
 from grass_jax.config import ConfigError
-from grass_jax.sharding import agree, in_all
+from grass_jax.sharding import agree, in_all, initialize
 from tests.test_sharding import free_address
 
 ROOT = Path(__file__).parents[1]
@@ -21,8 +21,8 @@ JOB = """
 import json, sys
 import jax, numpy as np
 from grass_jax.config import ConfigError
-from grass_jax.joining import failing_at_once, initialize
-from grass_jax.sharding import agree, in_all, sum_over_processes
+from grass_jax.joining import failing_at_once
+from grass_jax.sharding import agree, in_all, initialize, sum_over_processes
 
 def told(work):
     try:
@@ -111,24 +111,24 @@ def test_one_process_agrees_with_itself():
 
 
 def fails(error: Exception):
-    def initialize(*_, **__):
+    def fail(*_, **__):
         raise error
 
-    return initialize
+    return fail
 
 
 def test_what_a_cluster_complains_of_is_one_sentence(monkeypatch):
     monkeypatch.setattr(jax.distributed, "initialize", fails(RuntimeError("Kubernetes API Error: 403\n  no\nright")))
     with pytest.raises(ConfigError, match=r"cannot be found \(Kubernetes API Error: 403 no right\): mend that"):
-        joining.initialize()
+        initialize()
 
 
 def test_a_pod_of_an_indexed_job_that_runs_alone_says_so(monkeypatch, caplog):
     monkeypatch.setattr(jax.distributed, "initialize", fails(ValueError("coordinator_address should be defined.")))
-    joining.initialize()
+    initialize()
     assert not caplog.records
     monkeypatch.setenv("JOB_COMPLETION_INDEX", "3")
-    joining.initialize()
+    initialize()
     assert "pod 3 of a Kubernetes Indexed Job, and it runs alone" in caplog.text
 
 
@@ -158,5 +158,5 @@ def test_a_slurm_task_uses_the_gpus_that_are_its_own(monkeypatch, environment, a
     set_to = []
     monkeypatch.setattr(joining.jax.config, "update", lambda *pair: set_to.append(pair))
     monkeypatch.setattr(jax.distributed, "initialize", lambda **_: None)
-    joining.initialize()
+    initialize()
     assert set_to == ([("jax_cuda_visible_devices", "all")] if all_seen else [])
