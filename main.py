@@ -7,7 +7,7 @@ import jax
 from absl import app, flags
 from ml_collections import config_flags
 
-from grass_jax import pretrain, schemas, sharding
+from grass_jax import dry_run, pretrain, schemas, sharding
 from grass_jax.buckets import BucketError, place
 from grass_jax.checkpoint import ResumeError, SaveError
 from grass_jax.comparison import run as compare
@@ -25,6 +25,7 @@ CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with a pr
 WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run; runs/<config>_<preset> when empty.")
 COORDINATOR = flags.DEFINE_string("coordinator", "", "host:port of process 0, for processes started by hand.")
 PROCESSES = flags.DEFINE_integer("processes", 1, "Number of processes started by hand.")
+DRY_RUN = flags.DEFINE_boolean("dry_run", False, "Say what the run will need on this machine, and stop.")
 PROCESS = flags.DEFINE_integer("process", 0, "Number of this process, from 0.")
 TASKS = {
     "pretrain": pretrain.run,
@@ -46,7 +47,7 @@ def main(_: list[str]) -> None:
             jax.config.update("jax_compilation_cache_dir", str(place(config.compilation_cache)))
         sharding.initialize(COORDINATOR.value, PROCESSES.value, PROCESS.value)
         schemas.check(config)
-        TASKS[config.task](config, workdir)
+        (dry_run.run if DRY_RUN.value else TASKS[config.task])(config, workdir)
     except (
         ConfigError,
         DataError,
