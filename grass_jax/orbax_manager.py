@@ -1,5 +1,6 @@
 """Orbax's manager of a folder of checkpoints: which of them stay, and what it is not to do."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,14 @@ class Manager(ocp.CheckpointManager):
             return super().metrics(step)
         except ValueError:
             return None
+
+    def _load_checkpoint_infos(self, skip_metadata_read: bool = False) -> list[Any]:
+        """What is known of all checkpoints, without their times where the record of one is damaged."""
+        try:
+            return super()._load_checkpoint_infos(skip_metadata_read)
+        except ValueError:
+            known = super()._load_checkpoint_infos(skip_metadata_read=True)
+            return [dataclasses.replace(info, metrics=self.metrics(info.step)) for info in known]
 
     def reached_preemption(self, step: int) -> bool:
         """Never: stopping.py says so; asked from a background thread it would mix up the steps."""

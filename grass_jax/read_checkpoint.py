@@ -4,6 +4,7 @@ import gc
 import json
 import logging
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,8 @@ def checked(folder: Path, read: Callable[[], Any]) -> tuple[Any, str]:
         why = f"{wrong[0]}{f' and {len(wrong) - 1} more' if wrong[1:] else ''} is not what was saved"
     except Exception as error:  # damage shows as anything: KeyError, ValueError, plain Exception
         why = cause(error)
+        error.__traceback__ = None
+        time.sleep(0.5)  # reads on their way end, and find nobody who waits for them
     finally:
         gc.collect()
         spoken.disabled, sys.unraisablehook = False, hook
@@ -109,6 +112,6 @@ def _saved_fingerprints(folder: Path) -> dict[str, int]:
 
 def cause(error: BaseException) -> str:
     """What an error of orbax or tensorstore says, in one short line and without its specifications."""
-    text = " ".join(str(error).split()).partition(" [")[0].partition(" See full")[0].rstrip(" .:")
+    text = " ".join(str(error.__cause__ or error).split()).partition(" [")[0].partition(" See full")[0].rstrip(" .:")
     text = text if len(text) <= 240 else f"{text[:120]} ... {text[-110:]}"
     return text or type(error).__name__

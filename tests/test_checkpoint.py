@@ -21,6 +21,9 @@ from grass_jax.read_checkpoint import DamagedError, cause, restore_part
 from grass_jax.resume import changed, refuse_other_run, run_config
 from grass_jax.sharding import make_mesh, replicated, split_by_tile
 
+# a reader of tensorstore that is given up may speak after its test
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 
 def state_of(step: int) -> dict[str, Any]:
     """A small state of float32, bfloat16 and whole numbers, other at every step."""
@@ -59,6 +62,12 @@ def flip(path: Path, place: float = 0.6) -> None:
 def said(caplog) -> list[str]:
     """What the project itself has logged; orbax says much."""
     return [r.getMessage() for r in caplog.records if Path(r.pathname) == Path(checkpoint.__file__)]
+
+
+def rewrite(folder: Path, old: str, new: str) -> None:
+    """Changes a word in the record of a checkpoint."""
+    path = folder / "_CHECKPOINT_METADATA"
+    path.write_text(path.read_text().replace(old, new))
 
 
 @pytest.fixture
@@ -124,7 +133,8 @@ DAMAGE = {
     "a truncated file": lambda folder: (folder / "default" / "manifest.ocdbt").write_bytes(b"\x0c\xdb"),
     "a missing file": lambda folder: (folder / "default" / "manifest.ocdbt").unlink(),
     "a broken table of contents": lambda folder: flip(folder / "default" / "_METADATA", 0.3),
-    "broken numbers about it": lambda folder: (folder / "_CHECKPOINT_METADATA").write_text("{"),
+    "a torn record": lambda folder: (folder / "_CHECKPOINT_METADATA").write_text("{"),
+    "a record with another fingerprint": lambda folder: rewrite(folder, '"params/weights": ', '"params/weights": 1'),
     "an empty folder": lambda folder: [shutil.rmtree(folder), folder.mkdir()],
 }
 
@@ -180,6 +190,20 @@ def test_a_checkpoint_without_fingerprints_is_of_an_earlier_version_and_is_accep
     assert go_on(workdir)[0] == 12
 
 
+def test_a_record_that_orbax_cannot_read_does_no_harm_to_a_sound_state(workdir, monkeypatch):
+    """Of the oldest one, which later saves have to know, too."""
+    for step in (4, 12):
+        rewrite(workdir / "checkpoints" / str(step), "commit_timestamp", "commi|_timestamp")
+    with Checkpoints(workdir) as checkpoints:
+        step, state = checkpoints.go_on(lambda: state_of(0), replicated(make_mesh()))
+        assert step == 12
+        assert equal(state, state_of(12))
+        full_once(monkeypatch, 1)
+        checkpoints.save(13, state_of(13))
+        checkpoints.save_surely(14, state_of(14))
+        assert checkpoints.latest == 14
+
+
 def test_no_checkpoint_is_the_start_and_what_is_half_written_goes(tmp_path):
     (tmp_path / "checkpoints" / "4.orbax-checkpoint-tmp" / "default").mkdir(parents=True)
     assert go_on(tmp_path) == (0, None)
@@ -190,10 +214,11 @@ def test_a_part_of_a_damaged_checkpoint_is_refused_in_one_sentence(workdir):
     shapes = jax.eval_shape(lambda: state_of(0))
     wanted = {"params": {"weights": shapes["params"]["weights"]}}
     assert equal(restore_part(workdir, wanted), {"params": {"weights": state_of(12)["params"]["weights"]}})
-    flip(arrays_of(workdir, 8), 0.3)
-    flip(arrays_of(workdir, 8), 0.7)
+    for path in (workdir / "checkpoints" / "8").rglob("ocdbt.process_0/d/*"):  # which array lies where is chance
+        for place in np.arange(0.02, 1, 0.02):
+            flip(path, place)
     (workdir / "checkpoints" / "4" / "default" / "manifest.ocdbt").unlink()
-    for step, words in ((8, "is not what was saved|Error"), (4, "NOT_FOUND|Error")):
+    for step, words in ((8, r"what was saved|[Ee]rror"), (4, r"NOT_FOUND")):
         with pytest.raises(DamagedError, match=words) as error:
             restore_part(workdir, wanted, step)
         assert str(error.value).endswith(
@@ -339,7 +364,8 @@ def test_the_seeded_damage_of_any_file_is_read_right_or_skipped(workdir, tmp_pat
     for case in range(60):
         copy = tmp_path / f"copy{case}"  # tensorstore remembers what it has read of a path
         shutil.copytree(workdir, copy)
-        path = rng.choice(sorted(path for path in (copy / "checkpoints" / "12").rglob("*") if path.is_file()))
+        files = (path for path in (copy / "checkpoints" / "12").rglob("*") if path.is_file())
+        path = rng.choice(sorted(files, key=lambda path: (path.parent, path.stat().st_size)))  # some names are chance
         content = bytearray(path.read_bytes())
         at = rng.randrange(len(content))
         content[at] ^= 1 << rng.randrange(8)
