@@ -14,6 +14,7 @@ from grass_jax.comparison import run as compare
 from grass_jax.config import ConfigError
 from grass_jax.data.faults import DataError
 from grass_jax.interop import export
+from grass_jax.joining import failing_at_once
 from grass_jax.read_checkpoint import DamagedError
 from grass_jax.report.atomic import DiskFullError
 from grass_jax.report.terminal import show_plain_messages
@@ -27,6 +28,8 @@ COORDINATOR = flags.DEFINE_string("coordinator", "", "host:port of process 0, fo
 PROCESSES = flags.DEFINE_integer("processes", 1, "Number of processes started by hand.")
 DRY_RUN = flags.DEFINE_boolean("dry_run", False, "Say what the run will need on this machine, and stop.")
 PROCESS = flags.DEFINE_integer("process", 0, "Number of this process, from 0.")
+# what is answered by its sentence alone
+EXPLAINED = (ConfigError, DataError, ResumeError, DamagedError, DivergedError, SaveError, DiskFullError, BucketError)
 TASKS = {
     "pretrain": pretrain.run,
     "segment": finetune.run,
@@ -37,6 +40,7 @@ TASKS = {
 }
 
 
+@failing_at_once()
 def main(_: list[str]) -> None:
     """Joins the job, turns on the compilation cache and runs the task."""
     config = CONFIG.value
@@ -48,16 +52,7 @@ def main(_: list[str]) -> None:
         sharding.initialize(COORDINATOR.value, PROCESSES.value, PROCESS.value)
         schemas.check(config)
         (dry_run.run if DRY_RUN.value else TASKS[config.task])(config, workdir)
-    except (
-        ConfigError,
-        DataError,
-        ResumeError,
-        DamagedError,
-        DivergedError,
-        SaveError,
-        DiskFullError,
-        BucketError,
-    ) as error:
+    except EXPLAINED as error:
         sys.exit(f"grass_jax: {error}")
     except Stopped as stop:
         print(f"grass_jax: {stop}", file=sys.stderr)

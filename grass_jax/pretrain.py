@@ -33,7 +33,7 @@ from grass_jax.report import figures
 from grass_jax.report.environment import environment
 from grass_jax.report.log import read_metrics, write_json
 from grass_jax.report.summary import finish
-from grass_jax.resume import refuse_other_run, refuse_other_trunk
+from grass_jax.resume import refuse_other_processes, refuse_other_run, refuse_other_trunk
 from grass_jax.sampling import crop_boxes
 from grass_jax.schemas import check
 from grass_jax.segment.watch import unwatched, watch_afterwards, watched, watching_hooks
@@ -67,7 +67,7 @@ def run(config: Any, workdir: str | Path) -> dict[str, Any] | None:
     config = follow_encoder(config, workdir)
     if config.branch:
         config.branch = str(place(config.branch, absolute=True))
-    source = open_source(config.data, config.bands.numbers)
+    source = sharding.in_all(lambda: open_source(config.data, config.bands.numbers))
     settle_bands(config, source.bands)
     mesh = sharding.make_mesh()
     batch_size = fitting_batch_size(config.batch_size, tiles=len(source), devices=mesh.size)
@@ -79,6 +79,7 @@ def run(config: Any, workdir: str | Path) -> dict[str, Any] | None:
     data = {"tiles": len(source), "batch_size": batch_size, "tiles_digest": source.digest()}
     with Checkpoints(workdir, keep=config.checkpoint.keep, keep_steps=tuple(ends)) as checkpoints:
         plain = config.to_dict()
+        refuse_other_processes(plain, data)
         refuse_other_run(workdir, plain, data, steps_per_epoch=length, done=checkpoints.latest or 0)
         init = initial_state(config, init_key, ends)
         done, state = checkpoints.go_on(init, sharding.replicated(mesh))

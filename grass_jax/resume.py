@@ -9,6 +9,7 @@ from grass_jax.buckets import existing, place
 from grass_jax.checkpoint import ResumeError
 from grass_jax.config import UNITS, differing, flatten, phase_length
 from grass_jax.read_checkpoint import kept_steps
+from grass_jax.sharding import agree
 
 TASK_WORDS = {"pretrain": "pretraining", "segment": "fine-tuning", "compare": "comparison"}
 
@@ -56,8 +57,16 @@ FREE_KEYS = (
     *("name", "preset", "log.", "checkpoint.", "probe.", "compilation_cache", "branch"),
     *("data.workers", "data.path", "data.data_dir"),
 )
+# may differ between the hosts of one run
+OF_A_HOST = ("data.path", "data.data_dir", "data.workers", "compilation_cache")
 # keys that came later, with the value that does what runs begun before them do
 ADDED = {"micro_batches": 1}
+
+
+def refuse_other_processes(config: Mapping[str, Any], data: Mapping[str, Any]) -> None:
+    """Raises ConfigError, in every process, where the processes of a job have other configurations or other tiles."""
+    shared = {key: value for key, value in flatten(config).items() if key not in OF_A_HOST}
+    agree(json.dumps([shared, data], sort_keys=True), "The configuration or the data")
 
 
 def changed(begun: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:

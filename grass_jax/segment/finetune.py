@@ -28,7 +28,7 @@ from grass_jax.optim import scale_encoder
 from grass_jax.report.environment import environment
 from grass_jax.report.log import write_json
 from grass_jax.report.summary import finish
-from grass_jax.resume import refuse_other_run
+from grass_jax.resume import refuse_other_processes, refuse_other_run
 from grass_jax.schemas import check
 from grass_jax.segment.evaluate import (
     Evaluation,
@@ -73,7 +73,7 @@ def run(config: Any, workdir: str | Path) -> dict[str, Any] | None:
     if not linear:
         check_batch_size(config.batch_size, devices=mesh.size)
     config = follow_encoder(config, workdir)
-    labelled = open_data(config.data, numbers=config.bands.numbers)
+    labelled = sharding.in_all(lambda: open_data(config.data, numbers=config.bands.numbers))
     bands = settle_bands(config, labelled.bands)
     check_class_names(config.evaluate.without, labelled.classes)
     chosen = choose(labelled, config.labels, config.labels_seed)
@@ -91,6 +91,7 @@ def run(config: Any, workdir: str | Path) -> dict[str, Any] | None:
     best = VALIDATION if len(held) else None
     with Checkpoints(workdir, keep=config.checkpoint.keep, keep_steps=(end,), best=best) as checkpoints:
         plain, length = config.to_dict(), steps_per_epoch(source, batch_size)
+        refuse_other_processes(plain, data)
         refuse_other_run(workdir, plain, data, steps_per_epoch=length, done=checkpoints.latest or 0)
         init_key, run_key = jax.random.split(jax.random.key(config.seed))
         network = build_segmenter(config.model, config.head, len(labelled.classes))
