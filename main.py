@@ -7,15 +7,16 @@ import jax
 from absl import app, flags
 from ml_collections import config_flags
 
-from grass_jax import dry_run, pretrain, schemas, sharding
+from grass_jax import pretrain, schemas, sharding
 from grass_jax.buckets import BucketError, place
-from grass_jax.checkpoint import ResumeError, SaveError
+from grass_jax.checkpoints.reading import DamagedError
+from grass_jax.checkpoints.saving import ResumeError, SaveError
 from grass_jax.comparison import run as compare
 from grass_jax.config import ConfigError
 from grass_jax.data.faults import DataError
 from grass_jax.interop import export
 from grass_jax.joining import failing_at_once
-from grass_jax.read_checkpoint import DamagedError
+from grass_jax.planning import dry_run
 from grass_jax.report.atomic import DiskFullError
 from grass_jax.report.terminal import show_plain_messages
 from grass_jax.segment import apply, finetune

@@ -23,9 +23,9 @@ import jax.numpy as jnp
 from jax.experimental import topologies
 
 from benchmarks.timing import table
-from grass_jax.cost import cost_of, roofline
-from grass_jax.hardware import chip_of
 from grass_jax.losses import info_nce
+from grass_jax.planning.chips import chip_of
+from grass_jax.planning.program_cost import cost_of, roofline
 from grass_jax.sharding import make_mesh, replicated, split_by_tile
 
 SHAPE = re.compile(r"\w+\[([\d,]+)\]")

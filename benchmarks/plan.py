@@ -30,14 +30,14 @@ from ml_collections import config_flags
 
 from grass_jax.bands import RGB, Bands
 from grass_jax.config import ConfigError
-from grass_jax.cost import roofline
 from grass_jax.data.source import TileSource
-from grass_jax.hardware import Chip, chip_of
 from grass_jax.initial import settle_bands
+from grass_jax.planning.chips import Chip, chip_of
+from grass_jax.planning.program_cost import roofline
+from grass_jax.planning.step_cost import Compiled, compile_batch, largest_batch, other_batch_size
 from grass_jax.pretrain import pretraining_task
 from grass_jax.schemas import check
 from grass_jax.sharding import make_mesh
-from grass_jax.step_cost import Compiled, compile_batch, largest_batch, other_batch_size
 
 CONFIG = config_flags.DEFINE_config_file("config", "configs/gs.py:folder_full", "Config file, of pretraining.")
 TOPOLOGY = flags.DEFINE_string("topology", "v5e:4x4", "Slice, as VERSION:CHIPS: v5e:4x4, v6e:8x8, v4:2x2x2.")
@@ -109,7 +109,7 @@ def plan_slice(config: Any, topology: str, batch_size: int) -> list[dict[str, An
     devices = devices_of(topology)
     mesh, chip = make_mesh(devices), chip_of(devices[0])
     if chip is None:
-        raise ConfigError(f"--topology: {devices[0].device_kind} is not in grass_jax/hardware.py.")
+        raise ConfigError(f"--topology: {devices[0].device_kind} is not in grass_jax/planning/chips.py.")
     if chip.name == "TPU v4" and len(devices) == 2 * math.prod(map(int, topology.split(":")[1].split("x"))):
         chip = Chip(f"half of {chip.name}", *(value / 2 for value in chip[1:]))  # a described v4 is two cores
     steps = Steps(config, batch_size)

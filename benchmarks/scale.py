@@ -47,7 +47,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
     from benchmarks.job import make_job
     from benchmarks.step import Built, time_steps
-    from grass_jax.cost import cost_of
+    from grass_jax.planning.program_cost import cost_of
 
     devices = options.worker
     for name, value in SIZES["cpu" if jax.default_backend() == "cpu" else "accelerator"].items():

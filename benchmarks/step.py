@@ -27,8 +27,8 @@ from jax.experimental.compilation_cache import compilation_cache
 from benchmarks.job import Job, add_options, make_job
 from benchmarks.parts import time_parts
 from benchmarks.timing import interleaved, milliseconds, quartiles, spread, table
-from grass_jax.cost import cost_of, memory_of
-from grass_jax.hardware import chip_of
+from grass_jax.planning.chips import chip_of
+from grass_jax.planning.program_cost import cost_of, memory_of
 from grass_jax.sharding import replicated
 
 CPU_TILES, MOST_TILES = 8, 256

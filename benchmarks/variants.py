@@ -22,8 +22,8 @@ from flax.linen.dtypes import promote_dtype
 
 from benchmarks.job import Job, add_options, make_job
 from benchmarks.timing import interleaved, milliseconds, quartiles, spread, table
-from grass_jax.cost import memory_of
 from grass_jax.models import ENCODERS, resnet
+from grass_jax.planning.program_cost import memory_of
 from grass_jax.sharding import replicated, split_by_tile
 
 AS_IT_IS = "as it is"

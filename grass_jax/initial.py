@@ -10,13 +10,13 @@ from absl import logging
 
 from grass_jax.bands import RGB, Bands, choose_bands
 from grass_jax.buckets import existing, place, scheme_of
-from grass_jax.checkpoint import ResumeError
+from grass_jax.checkpoints.reading import kept_steps
+from grass_jax.checkpoints.resume import run_config
+from grass_jax.checkpoints.saving import ResumeError
 from grass_jax.config import ConfigError
 from grass_jax.interop.open_weights import read_description
 from grass_jax.interop.read_encoder import read_encoder
 from grass_jax.models import build_encoder
-from grass_jax.read_checkpoint import kept_steps
-from grass_jax.resume import run_config
 from grass_jax.state import load_encoder, variable_shapes
 
 

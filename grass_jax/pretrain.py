@@ -16,7 +16,9 @@ from grass_jax.augment import Augmentation
 from grass_jax.bands import Bands, denormalise
 from grass_jax.buckets import open_workdir, place
 from grass_jax.build import build_augment, build_schedule, initial_state
-from grass_jax.checkpoint import Checkpoints
+from grass_jax.checkpoints.reading import kept_steps
+from grass_jax.checkpoints.resume import refuse_other_processes, refuse_other_run, refuse_other_trunk
+from grass_jax.checkpoints.saving import Checkpoints
 from grass_jax.config import ConfigError, phase_length
 from grass_jax.data.faults import Replaced
 from grass_jax.data.loader import check_batch_size, fitting_batch_size, process_batches, steps_per_epoch
@@ -28,12 +30,10 @@ from grass_jax.data_rules import refuse_masks
 from grass_jax.guidance import GuidanceSettings, guide
 from grass_jax.initial import follow_encoder, initial_encoder, settle_bands
 from grass_jax.methods import Method
-from grass_jax.read_checkpoint import kept_steps
 from grass_jax.report import figures
 from grass_jax.report.environment import environment
 from grass_jax.report.log import read_metrics, write_json
 from grass_jax.report.summary import finish
-from grass_jax.resume import refuse_other_processes, refuse_other_run, refuse_other_trunk
 from grass_jax.sampling import crop_boxes
 from grass_jax.schemas import check
 from grass_jax.segment.watch import unwatched, watch_afterwards, watched, watching_hooks

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import optax
 
 from grass_jax.bands import Bands, normalise, unit_range
+from grass_jax.checkpoints.reading import restore_part
+from grass_jax.checkpoints.resume import run_config
 from grass_jax.methods import Method
 from grass_jax.models import ResNet, build_encoder
-from grass_jax.read_checkpoint import restore_part
-from grass_jax.resume import run_config
 
 
 class TrainState(flax.struct.PyTreeNode):

@@ -10,9 +10,9 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
-from grass_jax.checkpoint import Checkpoints
+from grass_jax.checkpoints.fingerprint import inspect
+from grass_jax.checkpoints.saving import Checkpoints
 from grass_jax.data.faults import Replaced
-from grass_jax.fingerprint import inspect
 from grass_jax.report.log import MetricsLog
 from grass_jax.report.progress import Progress
 from grass_jax.sharding import global_batch, replicated

@@ -10,10 +10,10 @@ import orbax.checkpoint as ocp
 import pytest
 
 from grass_jax import pretrain
-from grass_jax.checkpoint import ResumeError
+from grass_jax.checkpoints.resume import refuse_other_trunk
+from grass_jax.checkpoints.saving import ResumeError
 from grass_jax.config import flatten
 from grass_jax.report.log import read_metrics
-from grass_jax.resume import refuse_other_trunk
 from grass_jax.sharding import make_mesh
 
 

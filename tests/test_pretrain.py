@@ -14,11 +14,11 @@ from PIL import Image
 
 from grass_jax import build, pretrain
 from grass_jax.build import build_schedule
-from grass_jax.checkpoint import ResumeError
+from grass_jax.checkpoints.resume import refuse_other_run
+from grass_jax.checkpoints.saving import ResumeError
 from grass_jax.config import ConfigError
 from grass_jax.data.loader import fitting_batch_size
 from grass_jax.report.log import read_metrics
-from grass_jax.resume import refuse_other_run
 from grass_jax.sharding import make_mesh
 from grass_jax.state import load_encoder
 from grass_jax.stopping import Stopped

@@ -14,13 +14,13 @@ import pytest
 
 from grass_jax import pretrain, sharding
 from grass_jax.buckets import BucketError, existing, filesystem, on_this_machine, open_workdir, place, scheme_of
-from grass_jax.checkpoint import Checkpoints
+from grass_jax.checkpoints.in_s3 import CopiedCheckpoints, steps_in_bucket
+from grass_jax.checkpoints.reading import kept_steps
+from grass_jax.checkpoints.saving import Checkpoints
 from grass_jax.config import ConfigError
 from grass_jax.data.remote import local_folder
-from grass_jax.read_checkpoint import kept_steps
 from grass_jax.report.atomic import replacing
 from grass_jax.report.log import MetricsLog, read_metrics, write_json
-from grass_jax.s3_checkpoints import CopiedCheckpoints, steps_in_bucket
 from grass_jax.state import load_encoder
 
 sys.path.insert(0, str(Path(__file__).parent))

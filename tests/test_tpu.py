@@ -15,14 +15,14 @@ import pytest
 from jax.experimental import topologies
 
 from grass_jax.augment import Augmentation, two_views
-from grass_jax.cost import roofline
-from grass_jax.hardware import chip_of
 from grass_jax.methods.simclr import simclr
 from grass_jax.models import build_encoder
 from grass_jax.optim import decay_mask, larc
+from grass_jax.planning.chips import chip_of
+from grass_jax.planning.program_cost import roofline
+from grass_jax.planning.step_cost import compile_batch
 from grass_jax.sharding import make_mesh
 from grass_jax.state import create_state
-from grass_jax.step_cost import compile_batch
 from grass_jax.steps import gs_step
 
 ROOT = Path(__file__).parents[1]

@@ -7,8 +7,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from grass_jax.checkpoints.resume import FREE_KEYS
 from grass_jax.config import ConfigError, flatten
-from grass_jax.resume import FREE_KEYS
 from grass_jax.schemas import check
 
 LONG = 1e9  # epochs between two probes: at the ends of phases alone

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 from grass_jax.bands import Bands
 from grass_jax.buckets import existing
+from grass_jax.checkpoints.reading import kept_steps
 from grass_jax.config import phase_length
-from grass_jax.read_checkpoint import kept_steps
 from grass_jax.segment.model import load_segmenter
 from grass_jax.state import load_encoder
 

@@ -17,7 +17,8 @@ from grass_jax.augment.pairs import PairAugmentation, augment_pairs
 from grass_jax.bands import Bands
 from grass_jax.buckets import open_workdir
 from grass_jax.build import build_optimizer, build_schedule
-from grass_jax.checkpoint import Checkpoints
+from grass_jax.checkpoints.resume import refuse_other_processes, refuse_other_run
+from grass_jax.checkpoints.saving import Checkpoints
 from grass_jax.data.budget import write_labels
 from grass_jax.data.faults import Replaced
 from grass_jax.data.loader import check_batch_size, fitting_batch_size, process_batches, steps_per_epoch
@@ -28,7 +29,6 @@ from grass_jax.optim import scale_encoder
 from grass_jax.report.environment import environment
 from grass_jax.report.log import write_json
 from grass_jax.report.summary import finish
-from grass_jax.resume import refuse_other_processes, refuse_other_run
 from grass_jax.schemas import check
 from grass_jax.segment.evaluate import (
     Evaluation,

@@ -12,9 +12,9 @@ from jax.sharding import Mesh
 
 from grass_jax.bands import Bands, normalise, unit_range
 from grass_jax.buckets import place
+from grass_jax.checkpoints.reading import restore_part
+from grass_jax.checkpoints.resume import run_config
 from grass_jax.models import build_segmenter
-from grass_jax.read_checkpoint import restore_part
-from grass_jax.resume import run_config
 from grass_jax.sharding import replicated, split_by_tile
 from grass_jax.state import variable_shapes
 

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from grass_jax.augment import Augmentation, two_views, view_masks
 from grass_jax.bands import Bands
-from grass_jax.checkpoint import Checkpoints
+from grass_jax.checkpoints.saving import Checkpoints
 from grass_jax.config import ConfigError
 from grass_jax.data.labelled import LabelledSet
 from grass_jax.guidance import GuidanceSettings, guide

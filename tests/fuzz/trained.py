@@ -99,7 +99,7 @@ def _run_folder() -> Path:
     import jax.numpy as jnp
 
     from grass_jax.bands import RGB
-    from grass_jax.checkpoint import Checkpoints
+    from grass_jax.checkpoints.saving import Checkpoints
     from grass_jax.report.log import MetricsLog
     from grass_jax.state import TrainState
 

@@ -9,7 +9,7 @@ import pytest
 
 from configs import export as export_config
 from grass_jax.bands import RGB
-from grass_jax.checkpoint import Checkpoints
+from grass_jax.checkpoints.saving import Checkpoints
 from grass_jax.interop import export
 from grass_jax.models import build_encoder, build_segmenter
 from grass_jax.state import TrainState, variable_shapes

@@ -15,7 +15,7 @@ from sklearn.metrics import accuracy_score, cohen_kappa_score, jaccard_score
 from configs import evaluate as evaluate_config
 from configs import predict as predict_config
 from grass_jax import initial, pretrain, sharding
-from grass_jax.checkpoint import ResumeError
+from grass_jax.checkpoints.saving import ResumeError
 from grass_jax.config import ConfigError
 from grass_jax.data.labelled import open_labelled
 from grass_jax.report.log import read_metrics

@@ -12,9 +12,9 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from grass_jax import fingerprint
 from grass_jax.buckets import place, scheme_of
-from grass_jax.s3_checkpoints import readable, steps_in_bucket
+from grass_jax.checkpoints import fingerprint
+from grass_jax.checkpoints.in_s3 import readable, steps_in_bucket
 
 
 class DamagedError(FileNotFoundError):

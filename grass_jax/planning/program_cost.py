@@ -4,8 +4,8 @@ from typing import NamedTuple
 
 import jax
 
-from grass_jax.compiled_text import count
-from grass_jax.hardware import Chip
+from grass_jax.planning.chips import Chip
+from grass_jax.planning.compiled_text import count
 
 
 class Cost(NamedTuple):

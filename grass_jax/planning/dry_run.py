@@ -17,21 +17,21 @@ from jax.sharding import Mesh
 
 from grass_jax import sharding
 from grass_jax.buckets import place
+from grass_jax.checkpoints.reading import kept_steps
 from grass_jax.config import ConfigError, phase_length
-from grass_jax.cost import roofline
 from grass_jax.data.loader import check_batch_size, fitting_batch_size, steps_per_epoch
-from grass_jax.hardware import chip_of
 from grass_jax.initial import follow_encoder, settle_bands
 from grass_jax.models import build_segmenter
+from grass_jax.planning.chips import chip_of
+from grass_jax.planning.program_cost import roofline
+from grass_jax.planning.step_cost import Compiled, compile_batch, largest_batch, other_batch_size
 from grass_jax.pretrain import open_source, pretraining_task
-from grass_jax.read_checkpoint import kept_steps
 from grass_jax.report.environment import environment
 from grass_jax.schemas import check
 from grass_jax.segment.finetune import FEW, segmentation_task
 from grass_jax.segment.labelled_data import choose, hold_out, open_data
 from grass_jax.segment.model import make_forward
 from grass_jax.state import TrainState
-from grass_jax.step_cost import Compiled, compile_batch, largest_batch, other_batch_size
 from grass_jax.train import Task
 
 TIMED = 2  # steps that are timed, after one that is not

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from grass_jax.buckets import existing, place
-from grass_jax.checkpoint import ResumeError
+from grass_jax.checkpoints.reading import kept_steps
+from grass_jax.checkpoints.saving import ResumeError
 from grass_jax.config import UNITS, differing, flatten, phase_length
-from grass_jax.read_checkpoint import kept_steps
 from grass_jax.sharding import agree
 
 TASK_WORDS = {"pretrain": "pretraining", "segment": "fine-tuning", "compare": "comparison"}

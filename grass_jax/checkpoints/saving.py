@@ -19,12 +19,12 @@ import orbax.checkpoint as ocp
 from absl import logging
 from jax.sharding import Sharding
 
-from grass_jax import fingerprint
 from grass_jax.buckets import move_folder, place, scheme_of
-from grass_jax.disk_space import too_little_space
-from grass_jax.orbax_manager import Manager
-from grass_jax.read_checkpoint import cause, checked
-from grass_jax.s3_checkpoints import CopiedCheckpoints
+from grass_jax.checkpoints import fingerprint
+from grass_jax.checkpoints.disk_space import too_little_space
+from grass_jax.checkpoints.in_s3 import CopiedCheckpoints
+from grass_jax.checkpoints.manager import Manager
+from grass_jax.checkpoints.reading import cause, checked
 from grass_jax.sharding import sum_over_processes, wait_for_all
 
 ASIDE = "damaged_checkpoints"  # folder of the run that takes what cannot be read

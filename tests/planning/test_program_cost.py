@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from grass_jax.compiled_text import count
-from grass_jax.cost import Cost, cost_of, roofline
-from grass_jax.hardware import CHIPS, chip_of
+from grass_jax.planning.chips import CHIPS, chip_of
+from grass_jax.planning.compiled_text import count
+from grass_jax.planning.program_cost import Cost, cost_of, roofline
 from grass_jax.sharding import make_mesh, replicated, split_by_tile
 
 

@@ -5,11 +5,12 @@ import jax.numpy as jnp
 import pytest
 
 from configs import evaluate
-from grass_jax import dry_run, pretrain
+from grass_jax import pretrain
 from grass_jax.config import ConfigError
+from grass_jax.planning import dry_run
+from grass_jax.planning.step_cost import compile_batch, largest_batch, other_batch_size
 from grass_jax.sharding import make_mesh
 from grass_jax.state import load_encoder
-from grass_jax.step_cost import compile_batch, largest_batch, other_batch_size
 
 
 def test_pretraining_is_planned_and_nothing_is_written(tiny, tmp_path, capsys):

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from grass_jax.cost import Cost, cost_of
+from grass_jax.planning.program_cost import Cost, cost_of
 from grass_jax.steps import compile_step
 
 HEADROOM = 0.97  # of a device's memory: the rest is the runtime's, and pieces too small to use

@@ -14,11 +14,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from grass_jax import checkpoint, disk_space
-from grass_jax.checkpoint import Checkpoints, ResumeError, SaveError
-from grass_jax.fingerprint import differing, inspect
-from grass_jax.read_checkpoint import DamagedError, cause, restore_part
-from grass_jax.resume import changed, refuse_other_run, run_config
+from grass_jax.checkpoints import disk_space
+from grass_jax.checkpoints import saving as checkpoint
+from grass_jax.checkpoints.fingerprint import differing, inspect
+from grass_jax.checkpoints.reading import DamagedError, cause, restore_part
+from grass_jax.checkpoints.resume import changed, refuse_other_run, run_config
+from grass_jax.checkpoints.saving import Checkpoints, ResumeError, SaveError
 from grass_jax.sharding import make_mesh, replicated, split_by_tile
 
 # a reader of tensorstore that is given up may speak after its test

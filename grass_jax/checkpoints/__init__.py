@@ -1,0 +1,1 @@
+"""Checkpoints: written, read, checked, and who may go on from them."""
