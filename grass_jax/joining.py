@@ -60,6 +60,7 @@ def _join(seconds: float, *where: Any, **how: Any) -> None:
     timer = threading.Timer(seconds, end)
     timer.daemon = True
     timer.start()
+    jax.config.update("jax_enable_preemption_service", False)  # it swallows SIGTERM, which stopping.py answers
     try:
         jax.distributed.initialize(*where, initialization_timeout=round(seconds + PATIENCE), **how)
     finally:

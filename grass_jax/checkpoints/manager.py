@@ -40,7 +40,7 @@ class Manager(ocp.CheckpointManager):
                 preservation_policy=keep_policy.AnyPreservationPolicy(policies),
                 best_fn=None if best is None else lambda m: m[best],  # without it the numbers are not written
                 enable_async_checkpointing=True,
-                async_options=ocp.AsyncOptions(post_finalization_callback=after_writing),
+                async_options=ocp.AsyncOptions(timeout_secs=600, post_finalization_callback=after_writing),
             ),
         )
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from grass_jax.checkpoints.resume import FREE_KEYS
+from grass_jax.checkpoints.resume import ADDED, FREE_KEYS
 from grass_jax.config import ConfigError, flatten
 from grass_jax.schemas import check
 
@@ -143,7 +143,7 @@ def training_hash(config: Any, name: str) -> str:
     for role, part in {"arm": name, "trunk": arm.trunk}.items():
         if part:
             plain = flatten(pretraining_of(config, part, 0))
-            parts[role] = {k: v for k, v in plain.items() if k != "init" and not k.startswith(FREE_KEYS)}
+            parts[role] = {k: v for k, v in _of_numbers(plain).items() if k != "init"}
     return _hash(parts)
 
 
@@ -161,10 +161,15 @@ def config_hash(config: Any, name: str, evaluation: str, digest: str) -> str:
         settings = {key: config.probe[key] for key in ("l2", "window", "overlap")}
     elif evaluation == "finetune":
         plain = flatten(segmentation_of(config, 0, "all", 0, init=""))
-        settings = {key: value for key, value in plain.items() if not key.startswith(FREE_KEYS)}
+        settings = _of_numbers(plain)
     else:
         settings = config.pretrain.probe.purity_tiles
     return _hash([training_hash(config, name), digest, data, evaluation, settings])
+
+
+def _of_numbers(plain: dict[str, Any]) -> dict[str, Any]:
+    """The keys that enter the numbers; one that came later and changes none is as if it were not there."""
+    return {k: v for k, v in plain.items() if not k.startswith(FREE_KEYS) and ADDED.get(k, ...) != v}
 
 
 def _hash(parts: Any) -> str:
