@@ -3,6 +3,7 @@
 import copy
 import functools
 import json
+import os
 import random
 import shutil
 import tempfile
@@ -103,7 +104,7 @@ def _run_folder() -> Path:
     from grass_jax.report.log import MetricsLog
     from grass_jax.state import TrainState
 
-    workdir = Path(tempfile.mkdtemp(prefix="fuzz-run-")) / "run"
+    workdir = Path(tempfile.mkdtemp(prefix="fuzz-run-", dir=os.environ.get("FUZZ_DIR"))) / "run"
     params, stats = ({"encoder": _variables()[kind]} for kind in ("params", "batch_stats"))
     with Checkpoints(workdir, keep=9) as checkpoints:
         checkpoints.save(4, TrainState(jnp.int32(4), params, stats, (), ()))
