@@ -15,7 +15,7 @@ from grass_jax.comparison import run as compare
 from grass_jax.config import ConfigError
 from grass_jax.data.faults import DataError
 from grass_jax.interop import export
-from grass_jax.joining import failing_at_once
+from grass_jax.joining import failing_at_once, leave
 from grass_jax.planning import dry_run
 from grass_jax.report.atomic import DiskFullError
 from grass_jax.report.terminal import show_plain_messages
@@ -50,9 +50,10 @@ def main(_: list[str]) -> None:
     try:
         if config.get("compilation_cache"):
             jax.config.update("jax_compilation_cache_dir", str(place(config.compilation_cache)))
-        sharding.initialize(COORDINATOR.value, PROCESSES.value, PROCESS.value)
         schemas.check(config)
+        sharding.initialize(COORDINATOR.value, PROCESSES.value, PROCESS.value)
         (dry_run.run if DRY_RUN.value else TASKS[config.task])(config, workdir)
+        sharding.wait_for_all()  # JAX waits five minutes for the last process, and then aborts the others
     except EXPLAINED as error:
         sys.exit(f"grass_jax: {error}")
     except Stopped as stop:
@@ -62,7 +63,7 @@ def main(_: list[str]) -> None:
         resumes = "phases" in config or config.task == "compare"
         goes_on = f" goes on from the newest checkpoint in {workdir}" if resumes else " starts over"
         print(f"grass_jax: interrupted; the same command{goes_on}.", file=sys.stderr)
-        sys.exit(EXIT_CODES[signal.SIGINT])
+        leave(EXIT_CODES[signal.SIGINT])
 
 
 def parse(arguments: list[str]) -> list[str]:

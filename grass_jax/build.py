@@ -19,10 +19,16 @@ from grass_jax.state import TrainState, create_state
 from grass_jax.steps import Augment
 
 
-def build_method(config: Any, total_steps: int) -> Method:
-    """Makes encoder, heads and loss of a config; `total_steps` is the length of the run."""
+def build_method(config: Any, total_steps: int, *, micro_batches: int | None = None) -> Method:
+    """Makes encoder, heads and loss of a config.
+
+    Args:
+        config: of pretraining.
+        total_steps: length of the run.
+        micro_batches: parts in which the encoder sees a batch; those of the config where None.
+    """
     encoder: Any = build_encoder(**config.model)
-    parts = config.get("micro_batches", 1)
+    parts = config.micro_batches if micro_batches is None else micro_batches
     encoder = MicroBatched(encoder, parts) if parts > 1 else encoder
     return make_method(encoder, config.method, total_steps=total_steps)
 

@@ -7,7 +7,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 from absl import logging
@@ -16,7 +16,8 @@ from grass_jax.config import ConfigError
 from grass_jax.rendezvous import meet
 
 PATIENCE = 30  # seconds more that JAX's service is given, so that the sentence comes before its abort
-EXCHANGES = ("Gloo", "NCCL")  # name the libraries between processes in their errors
+# words of the errors that the libraries between processes raise when one of these has gone
+EXCHANGES = ("Gloo", "NCCL", "heartbeat", "coordination service")
 LOST = 134  # exit code where another process has ended: that of JAX's own abort then (SIGABRT)
 LAST_WORDS = 2.0  # seconds that a failing first process leaves the others to say what they have failed of
 
@@ -89,6 +90,14 @@ def _take_own_gpus() -> None:
     seen = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
     if alone or (len(seen) == 1 and seen != [""]):
         jax.config.update("jax_cuda_visible_devices", "all")
+
+
+def leave(code: int) -> NoReturn:
+    """Ends the program with a status that the other processes of the job, if there are any, do not come to."""
+    if jax.distributed.is_initialized():
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from grass_jax import sharding, steps
 from grass_jax.augment import Augmentation
 from grass_jax.bands import Bands
 from grass_jax.buckets import open_workdir, place
-from grass_jax.build import build_augment, build_schedule, initial_state
+from grass_jax.build import build_augment, build_method, build_schedule, initial_state
 from grass_jax.checkpoints.reading import kept_steps
 from grass_jax.checkpoints.resume import refuse_other_processes, refuse_other_run, refuse_other_trunk
 from grass_jax.checkpoints.saving import Checkpoints
@@ -57,7 +57,7 @@ def run(config: Any, workdir: str | Path) -> dict[str, Any] | None:
     """
     check(config)
     began = time.monotonic()
-    check_batch_size(config.batch_size, devices=jax.device_count())
+    check_batch_size(config.batch_size, devices=jax.device_count(), parts=config.micro_batches)
     workdir, first = open_workdir(workdir), jax.process_index() == 0
     config = follow_encoder(config, workdir)
     if config.branch:
@@ -65,7 +65,7 @@ def run(config: Any, workdir: str | Path) -> dict[str, Any] | None:
     source = sharding.in_all(lambda: open_source(config.data, config.bands.numbers))
     settle_bands(config, source.bands)
     mesh = sharding.make_mesh()
-    batch_size = fitting_batch_size(config.batch_size, tiles=len(source), devices=mesh.size)
+    batch_size = fitting_batch_size(config.batch_size, tiles=len(source), devices=mesh.size, parts=config.micro_batches)
     length = steps_per_epoch(source, batch_size)
     ends = np.cumsum([phase_length(config[name], length) for name in config.phases]).tolist()
     last_steps = dict(zip(config.phases, ends, strict=True))
@@ -206,7 +206,8 @@ def pretraining_task(
         "warmup_step": partial(steps.warmup_step, **shared),
         "gs_step": partial(steps.gs_step, hp=hp, **shared),
     }
-    pictures = guidance_pictures(config, source, method, augment, hp, augmentation, workdir)
+    looked_at = build_method(config, ends[-1], micro_batches=1)  # a few tiles, of any number
+    pictures = guidance_pictures(config, source, looked_at, augment, hp, augmentation, workdir)
     length, replaced = steps_per_epoch(source, batch_size), Replaced()
     return Task(
         init=partial(random, encoder=encoder),
@@ -226,7 +227,7 @@ def pretraining_task(
         hooks=(
             counting(replaced),
             Hook(pictures),
-            *watching_hooks(config, method, random, augmentation, hp, workdir, length),
+            *watching_hooks(config, looked_at, random, augmentation, hp, workdir, length),
         ),
     )
 

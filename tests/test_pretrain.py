@@ -17,7 +17,7 @@ from grass_jax.build import build_schedule
 from grass_jax.checkpoints.resume import refuse_other_run
 from grass_jax.checkpoints.saving import ResumeError
 from grass_jax.config import ConfigError
-from grass_jax.data.loader import fitting_batch_size
+from grass_jax.data.loader import check_batch_size, fitting_batch_size
 from grass_jax.report.log import read_metrics
 from grass_jax.sharding import make_mesh
 from grass_jax.state import load_encoder
@@ -231,3 +231,17 @@ def test_the_encoder_is_loaded_with_its_normalisation(finished):
     )
     with pytest.raises(FileNotFoundError, match="no pretraining run"):
         load_encoder(workdir / "nothing")
+
+
+def test_a_run_in_parts_draws_its_pictures_and_cuts_its_batch(tiny, tmp_path):
+    """25 tiles in batches of 16 in two parts; pictures are made of all 25, which the parts do not divide."""
+    parts = {"data.tile_size": 96, "data.stride": 8, "batch_size": 16, "micro_batches": 2}
+    config = tiny(**parts, **{"warmup.epochs": 1, "gs.epochs": 1})
+    summary = pretrain.run(config, tmp_path)
+    assert summary is not None
+    assert (summary["tiles"], summary["steps"]) == (25, 2)
+    assert (tmp_path / "figures" / "guidance_gs.png").exists()
+    assert fitting_batch_size(64, tiles=100, devices=2, parts=8) == 64
+    assert fitting_batch_size(256, tiles=100, devices=2, parts=8) == 96
+    with pytest.raises(ConfigError, match=r"multiple of 3 micro-batches on each of the 8 devices, not 32\.$"):
+        check_batch_size(32, devices=8, parts=3)

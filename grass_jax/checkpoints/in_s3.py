@@ -33,7 +33,7 @@ class CopiedCheckpoints:
     def __init__(self, remote: str, *, patience: float = 300.0, pause: float = 10.0):
         self._remote, self._files, self._patience, self._pause = remote, filesystem(remote), patience, pause
         self.folder = cache_folder() / hashlib.sha256(remote.encode()).hexdigest()[:16] / "checkpoints"
-        self._failing, sent = False, steps_in_bucket(remote)
+        self.failing, sent = False, steps_in_bucket(remote)
         self._keep_unsent(sent[-1] if sent else 0)
         self.folder.mkdir(parents=True)
         for step in sent:
@@ -48,24 +48,26 @@ class CopiedCheckpoints:
         try:
             self._send()
         except Exception as error:  # the library's own kinds, and the network's
-            if not self._failing:
+            if not self.failing:
                 logging.warning(
                     "%s takes no checkpoint (%s): they stay in %s until it does.", self._remote, error, self.folder
                 )
-            self._failing = True
+            self.failing = True
         else:
-            if self._failing:
+            if self.failing:
                 logging.info("%s takes checkpoints again: all are there.", self._remote)
-            self._failing = False
+            self.failing = False
 
     def close(self) -> None:
         """Sends what is left, and removes the copies of this machine; keeps them where the bucket does not answer."""
         began = time.monotonic()
         self.send()
-        while self._failing and time.monotonic() - began < self._patience:
+        while self.failing and time.monotonic() - began < self._patience:
             time.sleep(self._pause)
             self.send()
-        if not self._failing:
+        if self.failing:
+            logging.warning("%s has not taken the newest checkpoints: they are in %s.", self._remote, self.folder)
+        else:
             shutil.rmtree(self.folder, ignore_errors=True)
             with suppress(OSError):  # it may hold what was damaged
                 self.folder.parent.rmdir()

@@ -6,6 +6,7 @@ keys are functions of the step, so there is nothing else to store. With the stat
 one that does not hold what was saved is skipped for the one before it and moved aside. A save that fails costs no step.
 """
 
+import secrets
 import shutil
 import time
 from collections.abc import Callable
@@ -25,7 +26,7 @@ from grass_jax.checkpoints.disk_space import too_little_space
 from grass_jax.checkpoints.in_s3 import CopiedCheckpoints
 from grass_jax.checkpoints.manager import Manager
 from grass_jax.checkpoints.reading import cause, checked
-from grass_jax.sharding import sum_over_processes, wait_for_all
+from grass_jax.sharding import agree, sum_over_processes, wait_for_all
 
 ASIDE = "damaged_checkpoints"  # folder of the run that takes what cannot be read
 HALF_WRITTEN = ".orbax-checkpoint-tmp"
@@ -125,7 +126,7 @@ class Checkpoints:
         while True:
             self.save(step, state, numbers, saved)
             self.wait()
-            if step in self._manager.all_steps():
+            if step in self._manager.all_steps() and not (self._copies and self._copies.failing):
                 return
             if began is None:
                 began = clock()
@@ -178,10 +179,12 @@ class Checkpoints:
             Its step and the state; 0 and None where no checkpoint was ever written.
 
         Raises:
+            ConfigError: other processes have another folder.
             ResumeError: there are checkpoints and none can be read.
         """
         self._remove_half_written()
         steps, damaged = sorted(self._manager.all_steps(), reverse=True), {}
+        self._refuse_other_folders(steps)
         shapes = jax.eval_shape(state) if steps else None
         for step in steps:
             restored, why = self._read(shapes, sharding, step)
@@ -229,7 +232,7 @@ class Checkpoints:
         try:
             (self.close if kind is None else self._close)()  # after an error others may not be here to be asked
         except Exception as error:
-            logging.warning("The checkpoint of step %s could not be saved: %s.", self._writing, cause(error))
+            logging.warning("The newest checkpoint could not be saved: %s.", cause(error))
 
     def _close(self) -> None:
         self._manager.close()
@@ -242,6 +245,18 @@ class Checkpoints:
         args = ocp.args.StandardRestore(template)
         restored, why = checked(self._folder / str(step), lambda: self._manager.restore(step, args=args))
         return (None, why or "another process cannot read it") if _anywhere(bool(why)) else (restored, "")
+
+    def _refuse_other_folders(self, steps: list[int]) -> None:
+        """Raises ConfigError where processes have a folder of that name each, on disks that they do not share."""
+        if jax.process_count() == 1:
+            return
+        mark = self._folder.parent / "shared_by_all"
+        if jax.process_index() == 0:
+            mark.write_text(secrets.token_hex(8))
+        wait_for_all()
+        agree(f"{mark.read_text() if mark.exists() else ''} {steps}", "The folder of --workdir")
+        if jax.process_index() == 0:
+            mark.unlink()
 
     def _move_aside(self, damaged: dict[int, str], sound: int) -> None:
         for step, why in damaged.items():

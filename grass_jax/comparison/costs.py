@@ -65,7 +65,7 @@ class _Step:
         source = open_source(config.data, config.bands.numbers)
         settle_bands(config, source.bands)
         mesh = sharding.make_mesh()
-        size = fitting_batch_size(config.batch_size, tiles=len(source), devices=mesh.size)
+        size = fitting_batch_size(config.batch_size, tiles=len(source), devices=mesh.size, parts=config.micro_batches)
         task = pretraining_task(
             config, source, jax.random.key(0), batch_size=size, ends=[len(source) // size], workdir=Path()
         )

@@ -25,23 +25,24 @@ def steps_per_epoch(source: TileSource, batch_size: int) -> int:
     return len(source) // batch_size
 
 
-def check_batch_size(batch_size: int, *, devices: int) -> None:
-    """Raises ConfigError where the devices cannot share a batch."""
-    if batch_size % devices:
-        raise ConfigError(f"config.batch_size must be a multiple of the {devices} devices, not {batch_size}.")
+def check_batch_size(batch_size: int, *, devices: int, parts: int = 1) -> None:
+    """Raises ConfigError where the devices cannot share a batch, or a part of it: `parts` are micro-batches."""
+    if batch_size % (devices * parts):
+        of = f"{parts} micro-batches on each of the {devices} devices" if parts > 1 else f"the {devices} devices"
+        raise ConfigError(f"config.batch_size must be a multiple of {of}, not {batch_size}.")
 
 
-def fitting_batch_size(batch_size: int, *, tiles: int, devices: int) -> int:
-    """Cuts a batch that is larger than the data, to a number of tiles that the devices can share.
+def fitting_batch_size(batch_size: int, *, tiles: int, devices: int, parts: int = 1) -> int:
+    """Cuts a batch that is larger than the data, to a number of tiles that the devices can share, part by part.
 
     Raises:
         ConfigError: what is left has fewer than two tiles.
     """
-    cut = min(batch_size, tiles // devices * devices)
+    unit = devices * parts
+    cut = min(batch_size, tiles // unit * unit)
     if cut < 2:
-        raise ConfigError(
-            f"{tiles} tiles are too few for {devices} devices: add images or labels, or lower config.data.stride."
-        )
+        of = f"{parts} micro-batches on {devices} devices" if parts > 1 else f"{devices} devices"
+        raise ConfigError(f"{tiles} tiles are too few for {of}: add images or labels, or lower config.data.stride.")
     if cut < batch_size:
         logging.warning("config.batch_size is %d but there are %d tiles: using %d.", batch_size, tiles, cut)
     return cut

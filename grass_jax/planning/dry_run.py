@@ -37,7 +37,7 @@ from grass_jax.train import Task
 TIMED = 2  # steps that are timed, after one that is not
 
 
-def run(config: Any, workdir: str | Path) -> dict[str, Any] | None:
+def run(config: Any, workdir: str | Path) -> dict[str, Any]:
     """Says what a run of pretraining or fine-tuning will need on this machine.
 
     Args:
@@ -45,13 +45,15 @@ def run(config: Any, workdir: str | Path) -> dict[str, Any] | None:
         workdir: folder of the run; it is looked at, and nothing is written.
 
     Returns:
-        What was printed, as numbers; None on processes other than the first.
+        What was printed, as numbers.
 
     Raises:
         ConfigError: a key or value that cannot be run, or a task without steps.
     """
     if config.get("task") not in PREPARE:
         raise ConfigError(f"--dry_run is for the tasks {' and '.join(PREPARE)}, not {config.task}: leave it out.")
+    if jax.process_count() > 1:
+        raise ConfigError("--dry_run is for one process: benchmarks.plan says what several hosts need.")
     check(config)
     workdir, mesh = place(workdir), sharding.make_mesh()
     config = follow_encoder(config, workdir)
@@ -62,11 +64,10 @@ def run(config: Any, workdir: str | Path) -> dict[str, Any] | None:
     steps = list(dict.fromkeys(phase.step for phase in task.phases))  # phases may share one
     compiled = [compile_batch(step, mesh, state, tile, task.batch_size) for step in steps]
     seconds = [_time(one, task, mesh) if one.program and one.memory_bytes <= memory else None for one in compiled]
-    largest = max(range(len(steps)), key=lambda i: compiled[i].memory_bytes)
+    # a compiler that refuses a step does not always say how much it needs
+    largest = max(range(len(steps)), key=lambda i: compiled[i].memory_bytes or math.inf)
     unit = mesh.size * config.get("micro_batches", 1)
     other = compile_batch(steps[largest], mesh, state, tile, other_batch_size(task.batch_size, unit))
-    if jax.process_index() != 0:
-        return None
     chip = chip_of(mesh.devices.flat[0])
     phases = {}
     for phase in task.phases:
@@ -109,10 +110,10 @@ def device_memory(mesh: Mesh) -> float:
 
 def _pretraining(config: Any, workdir: Path, mesh: Mesh) -> Task:
     """What `pretrain.run` would hand to the loop, without its pictures and probes."""
-    check_batch_size(config.batch_size, devices=mesh.size)
+    check_batch_size(config.batch_size, devices=mesh.size, parts=config.micro_batches)
     source = open_source(config.data, config.bands.numbers)
     settle_bands(config, source.bands)
-    batch_size = fitting_batch_size(config.batch_size, tiles=len(source), devices=mesh.size)
+    batch_size = fitting_batch_size(config.batch_size, tiles=len(source), devices=mesh.size, parts=config.micro_batches)
     length = steps_per_epoch(source, batch_size)
     ends = np.cumsum([phase_length(config[name], length) for name in config.phases]).tolist()
     config.probe.every_epochs, config.log.figure_tiles = 0.0, 0

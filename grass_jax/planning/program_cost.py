@@ -81,7 +81,7 @@ def roofline(cost: Cost, chip: Chip, dtype: str) -> Roofline:
 
     Args:
         cost: from `cost_of`.
-        chip: from `hardware.chip_of`.
+        chip: from `chips.chip_of`.
         dtype: of the matrix products but the exact ones: bfloat16 or float32.
     """
     peak = chip.bfloat16 if dtype == "bfloat16" else chip.float32

@@ -161,11 +161,11 @@ def purity_watch(
         groups = [labelled.train_groups[int(i)] for i in tiles.ravel()]
         summary = summarise_purity({n: join(p) for n, p in parts.items()}, groups, labelled.classes)
         name = phase.name if step else "random"
-        write_json(workdir / PURITY_FILE, read_purity(workdir) | {name: summary})
         try:
+            write_json(workdir / PURITY_FILE, read_purity(workdir) | {name: summary})
             maps.purity(workdir / "figures" / f"purity_{name}.png", summary)
         except OSError as error:  # a full disk must not cost the checkpoint that follows
-            logging.warning("The figure of the purity could not be written: %s", error)
+            logging.warning("The purity could not be written: %s", error)
         mean = summary["boxes"][BOXES[0]]["mixed"]["majority"]["mean"]
         return {} if mean is None else {"purity_mixed": mean}
 
@@ -232,6 +232,6 @@ def watched(workdir: Path, phases: dict[str, int], *, start: str = "random encod
         logging.info("  %-29s %s  %s   %s", label, *text)
     logging.info(
         "This shows that the pipeline works, not what GS training gains: that takes equal updates, equal compute and "
-        "random boxes, which nothing here compares yet."
+        "random boxes: configs/compare.py."
     )
     return {"probe": table, "purity": read_purity(workdir)}
