@@ -46,7 +46,7 @@ def one_of(*choices: str | int) -> Rule:
 def _is_pattern(value: Any) -> bool:
     try:
         return isinstance(value, str) and re.compile(value) is not None
-    except re.error:
+    except (re.error, OverflowError, RecursionError):  # a{9999999999} and a thousand brackets are no error of re
         return False
 
 
@@ -124,12 +124,19 @@ def flatten(config: Mapping[str, Any] | Any) -> dict[str, Any]:
     Returns:
         For example {"data.name": "sample", ...}; an empty section stands for itself.
     """
+    try:
+        return _flat(config)
+    except RecursionError:
+        raise ConfigError("config has sections nested without end: a key has a few sections at most.") from None
+
+
+def _flat(config: Mapping[str, Any] | Any) -> dict[str, Any]:
     flat = {}
     for key, value in config.items():
-        if hasattr(value, "items") and value:
-            flat |= {f"{key}.{inner}": leaf for inner, leaf in flatten(value).items()}
+        if callable(getattr(value, "items", None)) and value:
+            flat |= {f"{key}.{inner}": leaf for inner, leaf in _flat(value).items()}
         else:
-            flat[key] = value
+            flat[f"{key}"] = value
     return flat
 
 

@@ -269,7 +269,7 @@ def check(config: Mapping[str, Any] | Any) -> None:
         ConfigError: at the first fault, naming the key, what it must be, and what it is.
     """
     task = flatten(config).get("task")
-    if task not in SCHEMAS:
+    if not isinstance(task, str) or task not in SCHEMAS:
         raise ConfigError(f"config.task must be {', '.join(map(repr, SCHEMAS))}, not {task!r}.")
     schema = SCHEMAS[task]
     if task == "pretrain":

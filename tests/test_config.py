@@ -6,7 +6,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import compare, evaluate, export, gs, predict, segment
-from grass_jax.config import ConfigError, differing, flatten, phase_length
+from grass_jax.config import PATTERN, ConfigError, differing, flatten, phase_length
 from grass_jax.methods.registry import rules_of
 from grass_jax.schemas import PRETRAINING, SCHEMAS, check
 
@@ -488,3 +488,21 @@ def test_differing_sorts_several_keys():
         "gs.epochs",
         "seed",
     ]
+
+
+@pytest.mark.parametrize("pattern", ["a{9999999999}", "(" * 5000, "("])
+def test_a_pattern_that_no_engine_takes_is_refused(pattern):
+    assert not PATTERN.holds(pattern)
+
+
+def test_what_no_configuration_holds_is_one_sentence():
+    nested = {}
+    for _ in range(5000):
+        nested = {"a": nested, "b": 1}
+    with pytest.raises(ConfigError, match=r"^config has sections nested without end"):
+        check({"task": "pretrain", "a": nested})
+    for task in ({"a": 1}, [1], None):
+        with pytest.raises(ConfigError, match=r"^config\.task(\.a)? must be '"):
+            check({"task": task} if not isinstance(task, dict) else {"task": [task]})
+    with pytest.raises(ConfigError, match=r"^config\.1 is not a key of the configuration"):
+        check({"task": "predict", 1: 2})

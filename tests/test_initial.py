@@ -12,6 +12,7 @@ from affine import Affine
 from configs import export
 from grass_jax import pretrain
 from grass_jax.bands import RGB
+from grass_jax.checkpoints.resume import run_config
 from grass_jax.config import ConfigError
 from grass_jax.interop import export as exporting
 from grass_jax.interop.names import encoder_tensors
@@ -140,3 +141,26 @@ def test_what_does_not_fit_is_one_sentence(tiny, imagenet, tmp_path, change, wor
     with pytest.raises(ConfigError, match=words):
         pretrain.run(tiny(**{"init": str(imagenet[0])} | change), tmp_path)
     assert not (tmp_path / "checkpoints").exists() or not any((tmp_path / "checkpoints").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        ("model", "name", "resnet7"),
+        ("model", "width", "64"),
+        ("model", "width", 10**9),
+        ("bands", "std", ["x", 1.0, 1.0]),
+        ("bands", "numbers", ["a", 1]),
+        ("bands", "colour", 1),
+    ],
+)
+def test_a_record_that_says_what_no_run_has_is_damaged(tmp_path, section, key, value):
+    model = {"name": "resnet18", "width": 8, "output_stride": 32, "dtype": "float32"}
+    config = {"task": "pretrain", "model": model, "bands": RGB.asdict()}
+    (tmp_path / "config.json").write_text(json.dumps({"config": config}))
+    assert run_config(tmp_path, task="pretrain")["model"] == model
+    config[section][key] = value
+    (tmp_path / "config.json").write_text(json.dumps({"config": config}))
+    with pytest.raises(FileNotFoundError, match=r"config\.json is damaged \(.*\): restore it from a copy") as error:
+        run_config(tmp_path, task="pretrain")
+    assert "\n" not in str(error.value)

@@ -5,12 +5,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from grass_jax.bands import Bands
 from grass_jax.buckets import existing, place
 from grass_jax.checkpoints.reading import kept_steps
 from grass_jax.checkpoints.saving import ResumeError
 from grass_jax.config import UNITS, differing, flatten, phase_length
+from grass_jax.models import build_encoder
 from grass_jax.sharding import agree
 
+MAX_WIDTH = 4096  # no ResNet comes near
 TASK_WORDS = {"pretrain": "pretraining", "segment": "fine-tuning", "compare": "comparison"}
 
 
@@ -34,12 +37,22 @@ def run_config(workdir: str | Path, *, task: str) -> dict[str, Any]:
     found = config.get("task", "pretrain")
     if found != task:
         raise FileNotFoundError(
-            f"{path.parent} holds a {TASK_WORDS.get(found, found)} run: give the --workdir of a {TASK_WORDS[task]} run."
+            f"{path.parent} holds a {TASK_WORDS.get(str(found), 'different')} run: give the --workdir of a "
+            f"{TASK_WORDS[task]} run."
         )
     if "bands" not in config:
         raise FileNotFoundError(
             f"{path.parent} is of an earlier version of grass_jax, which did not record its bands: train it again."
         )
+    try:
+        Bands(**config["bands"])
+        width = config["model"]["width"]
+        if type(width) is not int or not 4 <= width <= MAX_WIDTH:
+            raise ValueError(f"model.width is {width!r}")
+        build_encoder(**config["model"])
+    except (TypeError, ValueError, LookupError, AttributeError, OverflowError) as error:
+        words = " ".join(str(error).split())[:200]
+        raise FileNotFoundError(f"{path} is damaged ({words}): restore it from a copy, or train again.") from error
     return config
 
 
@@ -47,7 +60,7 @@ def _record(path: Path) -> dict[str, Any]:
     """What a file of JSON holds; nothing where there is none or it is damaged."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return record if isinstance(record, dict) else {}
 

@@ -86,11 +86,20 @@ def _group_by_pattern(file: str, pattern: str) -> str:
 def _read_groups(table: str) -> list[tuple[str, str]]:
     folder, _, path = ("", "", table) if Path(table).expanduser().exists() else table.rpartition("=")
     prefix = folder.strip("/") + "/" if folder else ""
-    with Path(path).expanduser().open(newline="", encoding="utf-8-sig") as text:
-        rows = [row for row in csv.reader(text) if row][1:]
+    if Path(path).expanduser().exists() and not Path(path).expanduser().is_file():
+        raise ValueError(f"{path} is no file: give a CSV whose lines are name,group.")
+    try:
+        with Path(path).expanduser().open(newline="", encoding="utf-8-sig") as text:
+            rows = [row for row in csv.reader(text) if row][1:]
+    except (UnicodeError, csv.Error) as error:
+        raise ValueError(
+            f"{path} is no CSV in UTF-8 ({error}): export it anew, with name,group on every line."
+        ) from None
     short = next((row for row in rows if len(row) < 2 or not row[1].strip()), None)
     if short is not None:
-        raise ValueError(f"{path} has a line without a group, {','.join(short)!r}: write name,group on every line.")
+        raise ValueError(
+            f"{path} has a line without a group, {','.join(short)[:100]!r}: write name,group on every line."
+        )
     return [(prefix + row[0].strip(), prefix + row[1].strip()) for row in rows]
 
 
@@ -100,8 +109,8 @@ def _group_by_table(file: str, known: dict[str, set[str]], tables: Sequence[str]
         if name in known:
             if len(known[name]) > 1:
                 raise ValueError(
-                    f"{file} is in the groups {' and '.join(sorted(known[name]))}: write its folder in the CSV, or "
-                    "give the CSV as folder=table.csv."
+                    f"{file} is in the groups {' and '.join(sorted(known[name]))[:200]}: write its folder in the CSV, "
+                    "or give the CSV as folder=table.csv."
                 )
             return next(iter(known[name]))
     raise ValueError(f"{file} has no group in {', '.join(tables)}: add a line for it (the first line is a heading).")

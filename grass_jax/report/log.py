@@ -186,10 +186,16 @@ def _records(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
     for line in lines:
         try:
             record = json.loads(line)
-        except ValueError:  # torn by a kill: not JSON, or half of a character
+        except (ValueError, RecursionError):  # torn by a kill: not JSON, or half of a character
             continue
-        if isinstance(record, dict) and isinstance(record.get("step"), int):
+        if isinstance(record, dict) and type(record.get("step")) is int and _is_line(record):
             yield record
+
+
+def _is_line(record: dict[str, Any]) -> bool:
+    """Whether a record holds what `MetricsLog.write` writes: the name of a phase, and numbers or null."""
+    numbers = (value for name, value in record.items() if name != "phase")
+    return isinstance(record.get("phase"), str) and all(v is None or type(v) in (int, float) for v in numbers)
 
 
 def _each_step_once(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -1,4 +1,5 @@
 import itertools
+import os
 import re
 import tracemalloc
 
@@ -203,3 +204,19 @@ def test_no_word_of_a_share_is_taken_for_a_pattern():
     assert parts.count("test") == 2
     assert re.search("0.5", files[0])
     assert assign_parts(files, files, Split(by="file", test=r"0\.5")) == ["test", "train", "train", "train"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["file,group\na.png,x\n".encode("utf-16"), b"file,group\na.png,\xc3\n", b"file,group\na.png," + b"x" * 200_000],
+)
+def test_a_table_that_is_no_csv_is_named(tmp_path, content):
+    (tmp_path / "groups.csv").write_bytes(content)
+    with pytest.raises(ValueError, match=r"groups\.csv is no CSV in UTF-8 \(.*\): export it anew"):
+        group_of(["a.png"], str(tmp_path / "groups.csv"))
+
+
+def test_a_table_that_is_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "groups.csv")
+    with pytest.raises(ValueError, match=r"groups\.csv is no file: give a CSV"):
+        group_of(["a.png"], str(tmp_path / "groups.csv"))

@@ -19,15 +19,18 @@ import pytest
 WORKER = Path(__file__).with_name("worker.py")
 OUTCOMES = ("read", "refused in one sentence", "skipped with a note")
 ALL = {
-    "images of 8 bits": 3800,
+    "images of 8 bits": 2600,
     "images of 16 bits": 900,
     "images of floats": 700,
     "masks": 1300,
     "vector masks": 1000,
+    "group tables": 500,
     "label lists": 400,
     "archives": 700,
     "published sets": 200,
     "weights": 1000,
+    "run folders": 150,
+    "configurations": 550,
 }
 SLOW = ("published sets", "run folders")  # of which a case takes a second
 TOGETHER = 40  # cases of a batch

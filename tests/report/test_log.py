@@ -117,8 +117,8 @@ def test_a_torn_last_line_is_ignored_and_removed(tmp_path, torn):
 def test_a_step_that_stands_twice_is_read_once_the_later_counts(tmp_path):
     for loss in (1.0, 2.0):
         with (tmp_path / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps({"step": 5, "loss": loss}) + "\n")
-    assert read_metrics(tmp_path) == [{"step": 5, "loss": 2.0}]
+            file.write(json.dumps({"step": 5, "phase": "gs", "loss": loss}) + "\n")
+    assert read_metrics(tmp_path) == [{"step": 5, "phase": "gs", "loss": 2.0}]
     MetricsLog(tmp_path, 5, tensorboard=False).close()
     assert len(lines(tmp_path)) == 1
 
