@@ -159,4 +159,6 @@ def test_a_slurm_task_uses_the_gpus_that_are_its_own(monkeypatch, environment, a
     monkeypatch.setattr(joining.jax.config, "update", lambda *pair: set_to.append(pair))
     monkeypatch.setattr(jax.distributed, "initialize", lambda **_: None)
     initialize()
-    assert set_to == ([("jax_cuda_visible_devices", "all")] if all_seen else [])
+    visible = [pair for pair in set_to if pair[0] == "jax_cuda_visible_devices"]
+    assert visible == ([("jax_cuda_visible_devices", "all")] if all_seen else [])
+    assert ("jax_enable_preemption_service", False) in set_to
