@@ -72,7 +72,9 @@ def test_a_step_that_does_not_fit_is_told_from_one_that_is_wrong(monkeypatch):
     monkeypatch.setattr("grass_jax.planning.step_cost.compile_step", lambda step, mesh: Program(message))
     found = compile_batch(*arguments)
     assert (found.cost, found.program, found.memory_bytes) == (None, None, 20.5 * 2**30)
-    monkeypatch.setattr("grass_jax.planning.step_cost.compile_step", lambda step, mesh: Program("INTERNAL: something else"))
+    monkeypatch.setattr(
+        "grass_jax.planning.step_cost.compile_step", lambda step, mesh: Program("INTERNAL: something else")
+    )
     with pytest.raises(jax.errors.JaxRuntimeError, match="something else"):
         compile_batch(*arguments)
 
