@@ -49,7 +49,8 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
 
     def written(cells: Sequence[str]) -> str:
-        padded = [cell.rjust(width) if i else cell.ljust(width) for i, (cell, width) in enumerate(zip(cells, widths))]  # noqa: B905
+        first, *numbers = zip(cells, widths, strict=True)
+        padded = [first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in numbers)]
         return f"| {' | '.join(padded)} |"
 
     ruler = "|".join(("-" * (width + 2)) if i == 0 else "-" * (width + 1) + ":" for i, width in enumerate(widths))
