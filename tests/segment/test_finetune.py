@@ -248,10 +248,10 @@ def test_validation_chooses_from_enough_crops_on(tiny_segment, tmp_path, monkeyp
     jax.tree.map(np.testing.assert_array_equal, load_segmenter(tmp_path / "many").variables, by_hand)
 
 
-def test_test_images_that_the_encoder_has_seen_are_counted(labelled_folder, tiny_segment, tmp_path, caplog):
+def test_test_images_that_the_encoder_has_seen_are_counted(tiny, labelled_folder, tiny_segment, tmp_path, caplog):
     def seen(exclude):
-        data = {"name": "image_folder", "path": str(labelled_folder / "images"), "exclude": exclude}
-        (tmp_path / "config.json").write_text(json.dumps({"config": {"task": "pretrain", "data": data, "bands": {}}}))
+        config = tiny(**{"data.path": str(labelled_folder / "images"), "data.exclude": exclude}).to_dict()
+        (tmp_path / "config.json").write_text(json.dumps({"config": config | {"bands": {}}}))
         return initial.seen_in_pretraining(tiny_segment(init=str(tmp_path)), ["south_0.png", "south_1.png"])
 
     assert seen("south") == 0
