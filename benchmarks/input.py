@@ -13,7 +13,6 @@ compressed arrays, whose inflation counts as `read`. A training step that takes 
 
 import argparse
 import json
-import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,14 +21,10 @@ import jax
 import numpy as np
 from absl import logging
 
-from grass_jax.data.loader import fitting_batch_size, process_batches
+from grass_jax.data.loader import MOST_THREADS, fitting_batch_size, process_batches
 from grass_jax.data.source import TileSource, open_tiles, pixels_of
+from grass_jax.data.workers import cores
 from grass_jax.sharding import global_batch, make_mesh
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def per_second(work: Iterator[int], seconds: float) -> float:
@@ -58,23 +53,25 @@ def to_device(source: TileSource, batch_size: int, *, workers: int, threads: int
         yield batch_size // jax.process_count()
 
 
-def measure(source: TileSource, options: argparse.Namespace) -> dict[str, float]:
-    """Tiles per second by name."""
+def measure(source: TileSource, options: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """Tiles per second by name, and the cores that they could use."""
     size = fitting_batch_size(options.batch_size, tiles=len(source), devices=jax.device_count())
     held = [source.records[i if source.rows is None else int(source.rows[i])] for i in range(min(256, len(source)))]
-    results = {
-        "read, 1 thread": one_by_one(source.records.__getitem__, len(source.records)),
-        "decode, 1 thread": one_by_one(lambda i: pixels_of(held[i]["image"]), len(held)),
+    work = {
+        "read, 1 thread": (1, one_by_one(source.records.__getitem__, len(source.records))),
+        "decode, 1 thread": (1, one_by_one(lambda i: pixels_of(held[i]["image"]), len(held))),
     }
     for threads in sorted({1, cores()}):
-        results[f"input, {threads} thread{'s' * (threads > 1)}"] = to_device(source, size, workers=0, threads=threads)
+        name = f"input, {threads} thread{'s' * (threads > 1)}"
+        work[name] = threads, to_device(source, size, workers=0, threads=threads)
     for workers in options.workers:
         name = f"input, {workers} worker{'s' * (workers > 1)}" if workers else "input as it is set (workers=0)"
-        results[name] = to_device(source, size, workers=workers, threads=None)
+        used = cores() if workers else min(MOST_THREADS, cores())
+        work[name] = used, to_device(source, size, workers=workers, threads=None)
     rates = {}
-    for name, work in results.items():
-        rates[name] = per_second(work, options.seconds)
-        work.close()  # pyright: ignore[reportAttributeAccessIssue]
+    for name, (used, amounts) in work.items():
+        rates[name] = {"tiles_per_second": per_second(amounts, options.seconds), "cores": used}
+        amounts.close()  # pyright: ignore[reportAttributeAccessIssue]
     return rates
 
 
@@ -98,11 +95,11 @@ def main() -> None:
     print(f"{len(source)} tiles of {t} x {t} x {len(bands)} {bands.dtype}, {cores()} cores, {device}")
     print(f"{'':40s} {'tiles/s':>9s} {'per core':>9s} {'MB/s':>9s}")
     megabytes = t * t * len(bands) * np.dtype(bands.dtype).itemsize / 1e6
-    for what, rate in rates.items():
-        used = 1 if "1 thread" in what else cores()
-        print(f"{what:40s} {rate:9.0f} {rate / used:9.0f} {rate * megabytes:9.1f}")
+    for what, found in rates.items():
+        rate = found["tiles_per_second"]
+        print(f"{what:40s} {rate:9.0f} {rate / found['cores']:9.0f} {rate * megabytes:9.1f}")
     if options.json:
-        record = {"options": vars(options) | {"json": None}, "cores": cores(), "tiles_per_second": rates}
+        record = {"options": vars(options) | {"json": None}, "cores": cores(), "rates": rates}
         options.json.write_text(json.dumps(record, indent=2))
 
 

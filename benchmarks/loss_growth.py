@@ -2,8 +2,9 @@
 
     python -m benchmarks.loss_growth --topologies=v5e:2x4,v5e:4x4,v5e:8x8,v5e:16x16
 
-Needs no TPU, but libtpu: pip install 'grass_jax[tpu]'. Every chip has 32 tiles, so that the batch grows with the slice;
-the loss compares each of its views with all others, which it gathers from the other chips. Times are a roofline.
+Needs no TPU, but libtpu: pip install '.[tpu]'. Every chip has 32 tiles, so that the batch grows with the slice;
+the loss compares each of its views with all others, which it gathers from the other chips. Times are a roofline; the
+last column holds them against that of a whole step, from `benchmarks.plan`.
 """
 
 import argparse
@@ -31,7 +32,7 @@ from grass_jax.sharding import make_mesh, replicated, split_by_tile
 SHAPE = re.compile(r"\w+\[([\d,]+)\]")
 
 
-def row_of(topology: str, tiles_per_chip: int, embedding: int) -> list[str]:
+def row_of(topology: str, tiles_per_chip: int, embedding: int, step_ms: float) -> list[str]:
     """Compiles the loss for one slice; the cells of its row."""
     mesh = make_mesh(topologies.get_topology_desc(topology, "tpu").devices)
     chip, rows, tiles = chip_of(mesh.devices.flat[0]), split_by_tile(mesh), tiles_per_chip * mesh.size
@@ -46,9 +47,10 @@ def row_of(topology: str, tiles_per_chip: int, embedding: int) -> list[str]:
     cells = [f"{topology} ({mesh.size})", f"{tiles:,}", f"{cost.flops / 1e6:,.0f}", f"{4 * max(sizes) / 2**20:,.2f}"]
     cells.append(f"{sum(cost.moved.values()) / 1e6:,.1f}")
     if chip is None:
-        return [*cells, "unknown", "unknown"]
+        return [*cells, "unknown", "unknown", "unknown"]
     least = roofline(cost, chip, "float32")
-    return [*cells, f"{1e6 * least.compute:,.1f}", f"{1e6 * least.interconnect:,.1f}"]
+    share = 100 * (least.compute + least.interconnect) / (step_ms / 1e3)
+    return [*cells, f"{1e6 * least.compute:,.1f}", f"{1e6 * least.interconnect:,.1f}", f"{share:.2f}"]
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -56,9 +58,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--topologies", default="v5e:2x4,v5e:4x4,v5e:8x8,v5e:16x16", help="slices, with commas")
     parser.add_argument("--tiles_per_chip", type=int, default=32)
     parser.add_argument("--embedding", type=int, default=128)
+    parser.add_argument("--step_ms", type=float, default=16.0, help="of a whole step, in milliseconds")
     options = parser.parse_args(arguments)
     if importlib.util.find_spec("libtpu") is None:
-        sys.exit("The TPU compiler is missing: pip install 'grass_jax[tpu]' (no TPU is needed).")
+        sys.exit("The TPU compiler is missing: pip install '.[tpu]' (no TPU is needed).")
     head = (
         "slice (chips)",
         "tiles",
@@ -67,8 +70,10 @@ def main(arguments: list[str] | None = None) -> None:
         "MB sent a chip",
         "compute, us",
         "links, us",
+        f"% of {options.step_ms:g} ms",
     )
-    rows = [row_of(name, options.tiles_per_chip, options.embedding) for name in options.topologies.split(",")]
+    sizes = (options.tiles_per_chip, options.embedding, options.step_ms)
+    rows = [row_of(name, *sizes) for name in options.topologies.split(",")]
     print(table(head, rows))
 
 

@@ -3,7 +3,7 @@
     python -m benchmarks.plan --topology=v5e:4x4 --config=configs/gs.py:folder_full
     python -m benchmarks.plan --slices=v5e:2x4,4x4,4x8,8x8 --tiles_per_chip=32 --md=plan.md --json=plan.json
 
-Needs no TPU and no data, but libtpu: pip install 'grass_jax[tpu]'. A ResNet-50 step takes the compiler minutes on a few
+Needs no TPU and no data, but libtpu: pip install '.[tpu]'. A ResNet-50 step takes the compiler minutes on a few
 cores. Memory, arithmetic and bytes are the compiler's; the time is a roofline: no step can be faster, real ones are
 slower. `--slices` compares slices at the same tiles a chip (weak scaling) and at the config's batch (strong scaling).
 """
@@ -135,8 +135,9 @@ def _row(topology: str, chips: int, name: str, one: Compiled, chip: Chip, dtype:
     row |= {"fits": one.cost is not None, "compile_seconds": round(one.seconds, 1)}
     if one.cost is not None:
         least = roofline(one.cost, chip, dtype)
-        row |= {"flops": one.cost.flops, "exact_flops": one.cost.exact, "traffic_bytes": one.cost.traffic}
-        row |= {"sent_bytes": one.cost.moved, "least_seconds": least._asdict(), "bound": least.bound}
+        row |= {"flops": one.cost.flops, "high_flops": one.cost.high, "exact_flops": one.cost.exact}
+        row |= {"traffic_bytes": one.cost.traffic, "sent_bytes": one.cost.moved, "collectives": one.cost.collectives}
+        row |= {"unknown_loops": one.cost.unknown_loops, "least_seconds": least._asdict()}
     return row
 
 
@@ -169,8 +170,9 @@ def scalings(config: Any, slices: Sequence[str], tiles_per_chip: int) -> list[di
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Rows as a table of Markdown, weak scaling first."""
-    head = ("slice", "tiles", "step", "GiB a chip", "TFLOP a chip", "MB sent a chip", "at the least, ms", "bound by")
+    """Rows as a table of Markdown, weak scaling first; numbers are of one chip and one step."""
+    head = ("slice (chips)", "tiles", "step", "GiB", "TFLOP", "MB sent", "collectives")
+    head += ("arithmetic ms", "memory ms", "links ms", "GS / warm-up")
     lines: list[str] = []
     for kind in ("weak", "strong", None):
         chosen = [row for row in rows if row.get("scaling") == kind]
@@ -178,12 +180,17 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
             continue
         if kind:
             lines += ["", f"{kind.capitalize()} scaling", ""]
-        lines += ["| " + " | ".join(head) + " | GS / warm-up |", "|---" * (len(head) + 1) + "|"]
+        lines += ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
         lines += ["| " + " | ".join(_cells(row, chosen)) + " |" for row in chosen]
     for row in rows:
         if "largest_batch" in row:
             sure = "confirmed by compiling it" if row["confirmed"] else "estimated"
             lines += ["", f"Largest batch on {row['slice']}: {row['largest_batch']} tiles, {sure}."]
+    if any(row.get("unknown_loops") for row in rows):
+        lines += [
+            "",
+            "TFLOP and MB are lower bounds: the compiler does not know how often some loops turn.",
+        ]
     return "\n".join(lines).strip() + "\n"
 
 
@@ -191,7 +198,7 @@ def _cells(row: dict[str, Any], rows: Sequence[dict[str, Any]]) -> list[str]:
     name = {"warmup_step": "warm-up", "gs_step": "GS"}.get(row["step"], row["step"])
     start = [f"{row['slice']} ({row['chips']})", str(row["tiles"]), name, f"{row['memory_bytes'] / 2**30:.2f}"]
     if not row["fits"]:
-        return [*start, "does not fit", "", "", "", ""]
+        return [*start, "does not fit", *[""] * 6]
     sent, least = row["sent_bytes"], row["least_seconds"]
     kinds = ", ".join(f"{kind} {size / 1e6:.1f}" for kind, size in sorted(sent.items(), key=lambda item: -item[1]))
     same = {key: row[key] for key in ("slice", "tiles")}
@@ -200,8 +207,8 @@ def _cells(row: dict[str, Any], rows: Sequence[dict[str, Any]]) -> list[str]:
     if base is not None and base is not row:
         times = max(least.values()) / max(base["least_seconds"].values())
         ratio = f"{row['flops'] / base['flops']:.3f} FLOP, {times:.3f} time"
-    numbers = [f"{row['flops'] / 1e12:.3f}", kinds or "0", f"{1e3 * max(least.values()):.2f}", row["bound"]]
-    return [*start, *numbers, ratio]
+    numbers = [f"{row['flops'] / 1e12:.3f}", kinds or "0", str(sum(row["collectives"].values()))]
+    return [*start, *numbers, *(f"{1e3 * seconds:.2f}" for seconds in least.values()), ratio]
 
 
 def _write(rows: list[dict[str, Any]]) -> None:
@@ -217,7 +224,7 @@ def _say(line: str) -> None:
 
 def main(_: list[str]) -> None:
     if importlib.util.find_spec("libtpu") is None:
-        sys.exit("The TPU compiler is missing: pip install 'grass_jax[tpu]' (no TPU is needed).")
+        sys.exit("The TPU compiler is missing: pip install '.[tpu]' (no TPU is needed).")
     config = CONFIG.value
     try:
         if config.task != "pretrain":

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.timing import milliseconds, quartiles, table
+from grass_jax.data.workers import cores
 
 # where nothing else is said: what a laptop does in seconds, and what fills an accelerator
 SIZES = {
@@ -152,9 +153,7 @@ def main(arguments: list[str] | None = None) -> None:
     found = {mode: compared([run[mode] for run in runs], virtual=virtual) for mode in ("strong", "weak")}
     print(f"{options.step} step on {'virtual devices: ' if virtual else ''}{runs[0]['device']}")
     if virtual:
-        print(
-            f"They share {os.cpu_count()} cores: 100 % is one device's views a second, and less is what dividing costs."
-        )
+        print(f"They share {cores()} cores: 100 % is one device's views a second, and less is what dividing costs.")
     for mode, what in (("strong", "the same batch on more devices"), ("weak", "as many tiles on each")):
         print(f"\n{mode.capitalize()} scaling, {what}; memory and bytes sent are of one device and one step.\n")
         print(written(found[mode]))

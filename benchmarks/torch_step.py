@@ -1,6 +1,6 @@
 """The original's GS step in plain PyTorch and ours, on the same views in the same run.
 
-    pip install torch
+    pip install torch scikit-image
     python -m benchmarks.torch_step          ResNet-50, 16 views of 224, float32, CPU: five minutes on 2 cores
 
 Both start from the same weights and get the same augmented views, and the losses of their first steps are printed side
@@ -12,7 +12,6 @@ ready views, and with augmentation beside it.
 import argparse
 import importlib.util
 import json
-import os
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -24,6 +23,7 @@ import numpy as np
 
 from benchmarks.timing import interleaved, milliseconds, quartiles, spread, table
 from grass_jax.augment import Augmentation, two_views
+from grass_jax.data.workers import cores
 from grass_jax.guidance import GuidanceSettings, guide
 from grass_jax.interop.names import encoder_tensors
 from grass_jax.methods import Method
@@ -81,7 +81,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
     from benchmarks.torch_gs import Network, Trainer
 
-    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = cores()
     torch.set_num_threads(threads)  # JAX takes as many
     size, layers = options.size, tuple(options.layers)
     method, optimizer = our_method(layers, options.width), larc(RATE, decay_mask=decay_mask)

@@ -27,7 +27,7 @@ from grass_jax.steps import gs_step
 
 ROOT = Path(__file__).parents[1]
 needs_libtpu = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install 'grass_jax[tpu]'"
+    importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install '.[tpu]'"
 )
 
 
@@ -59,8 +59,7 @@ def test_gs_step_compiles_for_eight_chips():
     # forward, backward and the guidance's forward of 64 views by a network of 4.09 billion products each
     assert 0.9 < cost.flops / (64 * 4 * 2 * 4.09e9) < 1.3
     views_per_chip = 256 // 8 * 2 * 224 * 224 * 3 * 2
-    assert cost.largest < views_per_chip
-    assert sum(cost.moved.values()) < 2**30
+    assert sum(cost.moved.values()) < views_per_chip * 16
     assert not re.search(r"callback|host_?compute|infeed|outfeed", compiled.program.as_text() or "", re.IGNORECASE)
 
 
@@ -102,7 +101,7 @@ importlib.util.find_spec = lambda name, *rest: None if name == "libtpu" else fin
     done = plan("--config=configs/gs.py:folder_full", before=hidden)
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]
-    assert last == "The TPU compiler is missing: pip install 'grass_jax[tpu]' (no TPU is needed)."
+    assert last == "The TPU compiler is missing: pip install '.[tpu]' (no TPU is needed)."
 
 
 @needs_libtpu

@@ -3,7 +3,6 @@
 import contextlib
 import copy
 import functools
-import os
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -17,7 +16,9 @@ from grass_jax.config import ConfigError
 from grass_jax.data.faults import IN_A_ROW, DataError, Fault, Replaced, UnreadableTileError, substitutes
 from grass_jax.data.order import epoch_order, find_overlaps
 from grass_jax.data.source import TileSource
-from grass_jax.data.workers import in_processes, surviving
+from grass_jax.data.workers import cores, in_processes, surviving
+
+MOST_THREADS = 8  # that read, where nobody says how many
 
 
 def steps_per_epoch(source: TileSource, batch_size: int) -> int:
@@ -170,7 +171,7 @@ def batches(
     )
     if start < stop:
         _log_overlaps(steps, process_index)
-    threads = min(8, os.cpu_count() or 1) if threads is None else threads
+    threads = min(MOST_THREADS, cores()) if threads is None else threads
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(2, threads))
 
     def open_at(step: int) -> grain.IterDataset:

@@ -17,6 +17,11 @@ DEATHS = 3  # in a row, without a batch in between, before the run stops
 BUFFER = 2  # batches that each process keeps ready
 
 
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def in_processes(data: grain.IterDataset, workers: int) -> grain.IterDataset:
     """Reads a data set in processes of their own, which end when this one does, however it ends."""
     if not flags.FLAGS.is_parsed():  # grain passes the flags on to its workers; a notebook or test has none

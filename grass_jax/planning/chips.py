@@ -12,7 +12,8 @@ class Chip(NamedTuple):
         bfloat16: FLOP/s of dense matrix products with bfloat16 inputs.
         float32: FLOP/s of those with float32 inputs, as XLA does them when nothing else is asked for: on TPU in one
             pass of bfloat16, on NVIDIA in TF32 where the chip has it.
-        exact: FLOP/s of float32 products with `Precision.HIGHEST`: on TPU six passes of bfloat16.
+        high: FLOP/s of float32 products with `Precision.HIGH`: on TPU three passes of bfloat16, on NVIDIA TF32.
+        exact: FLOP/s of those with `Precision.HIGHEST`: on TPU six passes of bfloat16.
         memory: bytes.
         bandwidth: bytes/s to and from memory.
         link: bytes/s that it can send to other chips over all its links together: ICI, NVLink, or PCIe where it has no
@@ -22,6 +23,7 @@ class Chip(NamedTuple):
     name: str
     bfloat16: float
     float32: float
+    high: float
     exact: float
     memory: float
     bandwidth: float
@@ -30,16 +32,15 @@ class Chip(NamedTuple):
 
 def _tpu(name: str, bfloat16: float, memory: float, bandwidth: float, link: float) -> Chip:
     peak = bfloat16 * 1e12
-    return Chip(f"TPU {name}", peak, peak, peak / 6, memory * 2**30, bandwidth * 1e9, link * 1e9)
+    return Chip(f"TPU {name}", peak, peak, peak / 3, peak / 6, memory * 2**30, bandwidth * 1e9, link * 1e9)
 
 
 def _gpu(
     name: str, bfloat16: float, float32: float, exact: float, memory: float, bandwidth: float, link: float
 ) -> Chip:
     tera, giga = 1e12, 1e9
-    return Chip(
-        f"NVIDIA {name}", bfloat16 * tera, float32 * tera, exact * tera, memory * giga, bandwidth * giga, link * giga
-    )
+    products = (bfloat16 * tera, float32 * tera, float32 * tera, exact * tera)
+    return Chip(f"NVIDIA {name}", *products, memory * giga, bandwidth * giga, link * giga)
 
 
 # By the pattern that the device's kind matches, the first that does; teraFLOP/s, GiB or GB, GB/s, GB/s.
@@ -56,11 +57,13 @@ CHIPS = (
     (r"TPU ?v6", _tpu("v6e", 918, 32, 1638, 400)),
     (r"TPU ?v?7", _tpu("7x", 2307 / 2, 192 / 2, 7380 / 2, 600 / 2)),
     (r"B200", _gpu("B200", 2250, 1125, 75, 180, 8000, 900)),
+    (r"H200 NVL", _gpu("H200 NVL", 835, 418, 60, 141, 4800, 450)),
     (r"H200", _gpu("H200", 989, 495, 67, 141, 4800, 450)),
     (r"GH200", _gpu("GH200", 989, 495, 67, 96, 4000, 450)),
     (r"H100 PCIe", _gpu("H100 PCIe", 756, 378, 51, 80, 2000, 300)),
     (r"H100 NVL", _gpu("H100 NVL", 835, 418, 60, 94, 3900, 300)),
     (r"H100", _gpu("H100", 989, 495, 67, 80, 3350, 450)),
+    (r"A100.*80GB PCIe", _gpu("A100 80GB PCIe", 312, 156, 19.5, 80, 1935, 300)),
     (r"A100.*80GB", _gpu("A100 80GB", 312, 156, 19.5, 80, 2039, 300)),
     (r"A100", _gpu("A100", 312, 156, 19.5, 40, 1555, 300)),
     (r"A10G", _gpu("A10G", 70, 35, 35, 24, 600, 32)),

@@ -26,6 +26,7 @@ COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{$")
 SHAPE = re.compile(r"\b([a-z]+\d*[a-z0-9]*)\[([\d,]*)\](?:\{([^}]*)\})?")
 CALLED = re.compile(r"\b(?:calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)")
 BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+PRECISION = re.compile(r'operand_precision(?:=\{|":\[")(\w+)')  # as HLO has it, and as a library call's JSON has it
 TURNS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 
 
@@ -59,19 +60,21 @@ class Counts(NamedTuple):
 
     Attributes:
         flops: of convolutions and matrix products, two for a multiplication and an addition.
-        exact: of these, the FLOPs of products of float32 that are to keep float32's precision.
+        high: of these, the FLOPs of products of float32 with `Precision.HIGH`.
+        exact: of these, the FLOPs of products of float32 that are to keep float32's precision (`Precision.HIGHEST`).
         traffic: bytes that instructions read from and write to memory.
         sent: bytes that the chip sends, by kind of collective, each as a ring of its chips would do it.
-        results: sizes in bytes of the collectives' results, by kind, one entry for each array in the text.
+        collectives: how many of them the chip takes part in, by kind; each waits for the slowest chip.
         unknown_loops: loops with products or collectives in them of which the text does not say how often they turn;
             counted once.
     """
 
     flops: float
+    high: float
     exact: float
     traffic: float
     sent: dict[str, int]
-    results: dict[str, list[int]]
+    collectives: dict[str, int]
     unknown_loops: int
 
 
@@ -84,24 +87,24 @@ def count(text: str) -> Counts:
     computations, entry = parse(text)
     partitions = re.search(r"num_partitions=(\d+)", text)
     chips = int(partitions[1]) if partitions else 1
-    flops, exact, traffic, unknown = 0.0, 0.0, 0.0, 0
+    by_precision = dict.fromkeys(("default", "high", "highest"), 0.0)
+    traffic, unknown = 0.0, 0
     sent: dict[str, int] = {}
-    results: dict[str, list[int]] = {}
+    collectives: dict[str, int] = {}
 
     def walk(name: str, times: int, fused: bool) -> bool:
         """Adds up a computation; says whether it holds products or collectives."""
-        nonlocal flops, exact, traffic, unknown
+        nonlocal traffic, unknown
         body, found = computations[name], False
         for line in body.values():
             products = _products(line, body)
-            flops += times * products
-            exact += times * products * _is_exact(line, body)
+            by_precision[_precision(line, body)] += times * products
             kind = line.opcode.removesuffix("-start")
             if kind in COLLECTIVES:
                 arrays = _moved(line, kind)
                 if name.startswith("all-reduce-scatter"):  # a TPU's: each chip sums only the part that it keeps
                     kind, arrays = "reduce-scatter", [size // _group(line.rest, chips) for size in arrays]
-                results.setdefault(kind, []).extend(arrays)
+                collectives[kind] = collectives.get(kind, 0) + times
                 sent[kind] = sent.get(kind, 0) + times * _ring(kind, sum(arrays), _group(line.rest, chips))
             found |= products > 0 or kind in COLLECTIVES
             if not (fused or line.opcode in FREE or line.opcode.endswith("-done")):
@@ -119,7 +122,8 @@ def count(text: str) -> Counts:
         return found
 
     walk(entry, 1, False)
-    return Counts(flops, exact, traffic, sent, results, unknown)
+    high, exact = by_precision["high"], by_precision["highest"]
+    return Counts(sum(by_precision.values()), high, exact, traffic, sent, collectives, unknown)
 
 
 def parse(text: str) -> tuple[dict[str, dict[str, Instruction]], str]:
@@ -197,10 +201,11 @@ def _products(line: Instruction, body: dict[str, Instruction]) -> float:
     return products
 
 
-def _is_exact(line: Instruction, body: dict[str, Instruction]) -> bool:
-    """Whether a product is one of float32 without a shortcut over fewer bits."""
+def _precision(line: Instruction, body: dict[str, Instruction]) -> str:
+    """What a product of float32 asks for: `default`, `high` or `highest`; `default` for all other instructions."""
+    found = PRECISION.search(line.rest)
     wide = all(body[name].shapes[0].dtype == "f32" for name in line.operands[:2] if name in body)
-    return wide and "operand_precision={highest" in line.rest
+    return found[1].lower() if found and wide else "default"
 
 
 def _window(rest: str) -> Callable[[str, int], int]:
@@ -221,6 +226,8 @@ def _touched(line: Instruction, body: dict[str, Instruction], computations: dict
     shapes = line.shapes
     if line.opcode.endswith("-start") and len(shapes) > 1:  # (operands, results, flags): done later, counted here
         shapes = shapes[:1] if line.opcode == "copy-start" else _results(shapes)
+    if '"__cublas$' in line.rest or '"__cudnn$' in line.rest:
+        shapes = shapes[:1]  # the rest is room for the library, which it need not use
     if line.opcode.removesuffix("-start") in SLICES:
         far = any(not shape.near for shape in body[line.operands[0]].shapes)
         return far * sum(shape.bytes for shape in shapes) + _far(shapes)

@@ -188,6 +188,8 @@ def _lines(found: dict[str, Any]) -> list[str]:
         )
         if "flops" in phase:
             lines.append(f"  arithmetic a step   {phase['flops'] * found['devices'] / 1e12:.3f} TFLOP")
+            if phase["unknown_loops"]:
+                lines[-1] += " or more: the compiler does not know how often a loop turns"
             sent = sum(phase["moved"].values())
             lines += [f"  sent by a device    {sent / 1e6:.1f} MB a step"] if sent else []
         if phase["least_seconds"]:

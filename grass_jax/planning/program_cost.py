@@ -13,21 +13,23 @@ class Cost(NamedTuple):
 
     Attributes:
         flops: of convolutions and matrix products, two for a multiplication and an addition.
+        high: of these, the FLOPs of products of float32 with `Precision.HIGH`.
         exact: of these, the FLOPs of products of float32 that are to keep float32's precision (`Precision.HIGHEST`).
         memory_bytes: in use at the peak: arguments, temporaries and results, less the results that lie in arguments.
         traffic: bytes read from and written to memory.
         moved: bytes that the device sends, by kind of collective, each as a ring of the devices would do it.
-        largest: bytes of the largest array that a collective gives; 0 without collectives.
+        collectives: how many of them the device takes part in, by kind.
         unknown_loops: loops with products or collectives whose number of turns the compiler does not know; their body
             is counted once.
     """
 
     flops: float
+    high: float
     exact: float
     memory_bytes: int
     traffic: float
     moved: dict[str, int]
-    largest: int
+    collectives: dict[str, int]
     unknown_loops: int
 
 
@@ -58,11 +60,12 @@ def cost_of(compiled: jax.stages.Compiled) -> Cost:
     counts = count(compiled.as_text() or "")
     return Cost(
         flops=counts.flops,
+        high=counts.high,
         exact=counts.exact,
         memory_bytes=memory_of(compiled),
         traffic=counts.traffic,
         moved=counts.sent,
-        largest=max((size for sizes in counts.results.values() for size in sizes), default=0),
+        collectives=counts.collectives,
         unknown_loops=counts.unknown_loops,
     )
 
@@ -82,8 +85,8 @@ def roofline(cost: Cost, chip: Chip, dtype: str) -> Roofline:
     Args:
         cost: from `cost_of`.
         chip: from `chips.chip_of`.
-        dtype: of the matrix products but the exact ones: bfloat16 or float32.
+        dtype: of the matrix products without a precision of their own: bfloat16 or float32.
     """
     peak = chip.bfloat16 if dtype == "bfloat16" else chip.float32
-    compute = (cost.flops - cost.exact) / peak + cost.exact / chip.exact
+    compute = (cost.flops - cost.high - cost.exact) / peak + cost.high / chip.high + cost.exact / chip.exact
     return Roofline(compute, cost.traffic / chip.bandwidth, sum(cost.moved.values()) / chip.link)

@@ -9,6 +9,8 @@ from typing import Any
 
 import jax
 
+from grass_jax.data.workers import cores
+
 PACKAGES = (
     "grass_jax",
     "jax",
@@ -35,7 +37,7 @@ def environment() -> dict[str, Any]:
         "versions": {name: _version(name) for name in PACKAGES},
         "commit": _commit(Path(__file__).resolve().parents[2]),
         "platform": platform.platform(),
-        "cpu_count": _cpu_count(),
+        "cpu_count": cores(),
         "memory_bytes": _memory(),
         "backend": jax.default_backend(),
         "device_kind": devices[0].device_kind,
@@ -66,10 +68,6 @@ def _commit(root: Path) -> str | None:
 def _git(root: Path, *arguments: str) -> str:
     command = ["git", "-C", str(root), *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-
-
-def _cpu_count() -> int | None:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def _memory() -> int | None:

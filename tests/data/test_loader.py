@@ -158,4 +158,5 @@ def test_the_benchmark_measures_every_way_of_reading(source):
     rates = measure(source, argparse.Namespace(batch_size=8, workers=[0], seconds=0.01))
     ways = {name.partition(",")[0].partition(" as")[0] for name in rates}
     assert ways == {"read", "decode", "input"}
-    assert min(rates.values()) > 0
+    assert min(rate["tiles_per_second"] for rate in rates.values()) > 0
+    assert {rate["cores"] for name, rate in rates.items() if "1 thread" in name} == {1}

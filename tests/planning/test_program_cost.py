@@ -77,12 +77,12 @@ def test_a_loop_of_unknown_length_counts_once_and_is_said():
     assert (cost.flops, cost.unknown_loops) == (2 * 4 * 16 * 16, 1)
 
 
-def test_products_with_full_precision_are_told_apart():
-    def both(a, b):
-        return a @ b, jnp.matmul(a, b + 1, precision="highest")
+def test_products_are_told_apart_by_their_precision():
+    def three(a, b):
+        return a @ b, jnp.matmul(a, b[:, :4], precision="high"), jnp.matmul(a, b[:, :2], precision="highest")
 
-    cost = cost_of(compiled(both, jnp.ones((8, 32)), jnp.ones((32, 8))))
-    assert (cost.flops, cost.exact) == (2 * 2 * 8 * 32 * 8, 2 * 8 * 32 * 8)
+    cost = cost_of(compiled(three, jnp.ones((8, 32)), jnp.ones((32, 8))))
+    assert (cost.flops, cost.high, cost.exact) == tuple(2 * 8 * 32 * columns for columns in (8 + 4 + 2, 4, 2))
 
 
 def test_each_chip_sends_what_a_ring_of_eight_would():
@@ -94,13 +94,14 @@ def test_each_chip_sends_what_a_ring_of_eight_would():
 
     cost = cost_of(compiled(gather, jnp.ones((16, 100)), in_shardings=rows, out_shardings=whole))
     assert cost.moved == {"all-gather": 16 * 100 * 4 * 7 // 8}
-    assert cost.largest == 16 * 100 * 4
+    assert cost.collectives == {"all-gather": 1}
 
     def summed(x):
         return jax.lax.fori_loop(0, 5, lambda i, c: jnp.cos(c) + jnp.sum(x * c, 0), jnp.ones(100))
 
     cost = cost_of(compiled(summed, jnp.ones((16, 100)), in_shardings=rows, out_shardings=whole))
     assert cost.moved == {"all-reduce": 5 * 2 * 100 * 4 * 7 // 8}
+    assert cost.collectives == {"all-reduce": 5}
 
 
 def test_two_axes_of_chips_are_two_rings():
@@ -174,37 +175,42 @@ def test_a_tpus_text_is_read():
     assert counts.flops == 2 * 16 * products(56, 3, 1, 1) ** 2 * 8 * 8
     z = 64 * 2 * 128 * 4
     assert counts.sent == {"reduce-scatter": z * 7 // 8, "all-gather": z * 7 // 8}
-    assert counts.results == {"reduce-scatter": [z // 8], "all-gather": [z]}
+    assert counts.collectives == {"reduce-scatter": 1, "all-gather": 1}
     # what lies on the chip is not touched in memory: w is read once, by its copy, and a quarter of x by its slice
     assert counts.traffic == 2 * (2.25 * 16 * 56 * 56 * 8 + 3 * 3 * 8 * 8 + 4 * 128) + z
 
 
 GPU = """HloModule jit_f
 
-ENTRY %main (x: bf16[4,16,16,8], w: bf16[32,3,3,8], a: bf16[64,128], b: bf16[128,32]) -> bf16[64,32] {
+ENTRY %main (x: bf16[4,16,16,8], w: bf16[32,3,3,8], a: f32[64,128], b: f32[128,32]) -> f32[64,32] {
   %x = bf16[4,16,16,8]{3,2,1,0} parameter(0)
   %w = bf16[32,3,3,8]{3,2,1,0} parameter(1)
-  %a = bf16[64,128]{1,0} parameter(2)
-  %b = bf16[128,32]{1,0} parameter(3)
+  %a = f32[64,128]{1,0} parameter(2)
+  %b = f32[128,32]{1,0} parameter(3)
   %conv = (bf16[4,8,8,32]{3,2,1,0}, u8[0]{0}) custom-call(%x, %w), window={size=3x3 stride=2x2 pad=1_1x1_1}, dim_labels=b01f_o01i->b01f, custom_call_target="__cudnn$convForward"
   %y = bf16[4,8,8,32]{3,2,1,0} get-tuple-element(%conv), index=0
   %back = (bf16[32,3,3,8]{3,2,1,0}, u8[0]{0}) custom-call(%x, %y), window={size=3x3 stride=2x2 pad=1_1x1_1}, dim_labels=b01f_o01i->b01f, custom_call_target="__cudnn$convBackwardFilter"
   %input = (bf16[4,16,16,8]{3,2,1,0}, u8[0]{0}) custom-call(%y, %w), window={size=3x3 stride=2x2 pad=1_1x1_1}, dim_labels=b01f_o01i->b01f, custom_call_target="__cudnn$convBackwardInput"
-  ROOT %dot = bf16[64,32]{1,0} custom-call(%a, %b), custom_call_target="__cublas$gemm", backend_config={"gemm_backend_config":{"dot_dimension_numbers":{"lhs_contracting_dimensions":["1"],"rhs_contracting_dimensions":["0"]}}}
+  %dot = (f32[64,32]{1,0}, s8[33554432]{0}) custom-call(%a, %b), custom_call_target="__cublas$gemm", backend_config={"gemm_backend_config":{"dot_dimension_numbers":{"lhs_contracting_dimensions":["1"],"rhs_contracting_dimensions":["0"]},"precision_config":{"operand_precision":["HIGHEST","HIGHEST"],"algorithm":"ALG_UNSET"}}}
+  ROOT %product = f32[64,32]{1,0} get-tuple-element(%dot), index=0
 }
 """  # noqa: E501
 
 
 def test_calls_into_a_gpus_libraries_are_counted():
-    assert count(GPU).flops == 3 * 2 * 4 * products(16, 3, 2, 1) ** 2 * 8 * 32 + 2 * 64 * 128 * 32
+    counts, images, kernel, result = count(GPU), 4 * 16 * 16 * 8, 32 * 3 * 3 * 8, 4 * 8 * 8 * 32
+    assert counts.flops == 3 * 2 * 4 * products(16, 3, 2, 1) ** 2 * 8 * 32 + 2 * 64 * 128 * 32
+    assert counts.exact == 2 * 64 * 128 * 32
+    # what the libraries may work in is not what they must touch
+    assert counts.traffic == 3 * 2 * (images + kernel + result) + 4 * (64 * 128 + 128 * 32 + 64 * 32)
 
 
 def test_the_roof_is_the_slowest_resource():
     chip = chip_of(SimpleNamespace(device_kind="TPU v5 lite"))
     assert chip is not None
-    cost = Cost(2e12, 0.5e12, 0, 8.19e9, {"all-reduce": 10**9, "all-gather": 10**9}, 0, 0)
+    cost = Cost(2e12, 0.25e12, 0.5e12, 0, 8.19e9, {"all-reduce": 10**9, "all-gather": 10**9}, {}, 0)
     least = roofline(cost, chip, "bfloat16")
-    np.testing.assert_allclose(least, (1.5 / 197 + 0.5 * 6 / 197, 0.01, 0.01))
+    np.testing.assert_allclose(least, (1.25 / 197 + 0.25 * 3 / 197 + 0.5 * 6 / 197, 0.01, 0.01))
     assert (least.bound, least.seconds) == ("compute", least.compute)
 
 
@@ -218,7 +224,10 @@ def test_the_roof_is_the_slowest_resource():
         ("TPU7x", "TPU 7x"),
         ("NVIDIA H100 80GB HBM3", "NVIDIA H100"),
         ("NVIDIA GH200 480GB", "NVIDIA GH200"),
+        ("NVIDIA H200 NVL", "NVIDIA H200 NVL"),
+        ("NVIDIA H200", "NVIDIA H200"),
         ("NVIDIA A100-SXM4-80GB", "NVIDIA A100 80GB"),
+        ("NVIDIA A100 80GB PCIe", "NVIDIA A100 80GB PCIe"),
         ("NVIDIA A100-SXM4-40GB", "NVIDIA A100"),
         ("NVIDIA L40S", "NVIDIA L40S"),
         ("NVIDIA L4", "NVIDIA L4"),
@@ -233,7 +242,7 @@ def test_chips_are_known_by_what_jax_calls_them(kind, name):
 
 def test_the_table_of_chips_is_in_its_units():
     for _, chip in CHIPS:
-        assert 3e12 < chip.exact <= chip.float32 <= chip.bfloat16 < 1e16, chip.name
+        assert 3e12 < chip.exact <= chip.high <= chip.float32 <= chip.bfloat16 < 1e16, chip.name
         assert 5e9 < chip.memory < 1e12, chip.name
         assert 1e11 < chip.bandwidth < 1e13, chip.name
         assert chip.link < chip.bandwidth, chip.name

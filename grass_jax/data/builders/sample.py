@@ -3,7 +3,6 @@
 import concurrent.futures
 import dataclasses
 import functools
-import os
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
@@ -14,6 +13,7 @@ from grass_jax.data.landscape import CLASS_NAMES, landscape
 from grass_jax.data.layout import RGB_LAYOUT
 from grass_jax.data.statistics import PixelSample
 from grass_jax.data.tiles import tile_positions
+from grass_jax.data.workers import cores
 from grass_jax.report.progress import counter
 
 SCENE_SIZE = 960
@@ -79,7 +79,7 @@ class Sample(tfds.core.GeneratorBasedBuilder):
         config = self.builder_config
         assert isinstance(config, SampleConfig)
         key, t, pixels = 0, config.tile_size, PixelSample(RGB_LAYOUT)
-        with concurrent.futures.ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        with concurrent.futures.ThreadPoolExecutor(min(4, cores())) as pool:
             scenes = zip(
                 SCENES[split], pool.map(functools.partial(landscape, size=SCENE_SIZE), SCENES[split]), strict=True
             )

@@ -26,6 +26,7 @@ from grass_jax.data.pairs import LabelError
 from grass_jax.data.rasters import reason
 from grass_jax.data.statistics import PixelSample
 from grass_jax.data.tiles import tile_positions
+from grass_jax.data.workers import cores
 from grass_jax.report.progress import counter
 
 
@@ -143,7 +144,7 @@ def cut_files(
         return {name: encode_tile(array) if name in pictures else array for name, array in tile.items()}
 
     with (
-        concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool,  # zlib works without the GIL
+        concurrent.futures.ThreadPoolExecutor(min(8, cores())) as pool,  # zlib works without the GIL
         counter(files, desc=f"preparing {folder.name}", unit="file") as progress,
     ):
         for file in progress:
