@@ -1,14 +1,17 @@
 """Tiles that cannot be read while a run is going: another one takes the place of each, and they are counted."""
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from absl import logging
 
 from grass_jax.sharding import sum_over_processes
+
+if TYPE_CHECKING:
+    from grass_jax.data.source import TileSource
 
 IN_A_ROW = 5  # tiles tried in the place of one
 SHARE, FEW = 0.01, 4  # of an epoch's rows, and at least this number, may be replaced
@@ -33,6 +36,30 @@ class UnreadableTileError(DataError):
 def cause_of(error: Exception | None) -> str:
     """What an error of a reader or decoder says, on one line of 200 characters at most."""
     return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def readable(source: "TileSource", numbers: Iterable[int]) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+    """The tiles of these numbers that can be read, for work that can do without some; the log names the others.
+
+    A disk that comes back is waited for once: what follows an unreadable tile is tried once, until one can be read.
+
+    Args:
+        source: the tiles.
+        numbers: of those that are wanted, in their order.
+
+    Returns:
+        an iterator of number and tile; each is read when it is asked for.
+    """
+    pauses = source.pauses
+    for number in map(int, numbers):
+        try:
+            tile = source.read(number, pauses)
+        except UnreadableTileError as error:
+            pauses = ()
+            logging.warning("%s cannot be read (%s): it is left out here.", source.describe(number), error.cause)
+            continue
+        pauses = source.pauses
+        yield number, tile
 
 
 class Fault(NamedTuple):

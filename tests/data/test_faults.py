@@ -12,7 +12,17 @@ from PIL import Image
 
 from grass_jax.bands import Bands
 from grass_jax.data import source as source_module
-from grass_jax.data.faults import FEW, IN_A_ROW, NAMED, DataError, Fault, Replaced, UnreadableTileError, substitutes
+from grass_jax.data.faults import (
+    FEW,
+    IN_A_ROW,
+    NAMED,
+    DataError,
+    Fault,
+    Replaced,
+    UnreadableTileError,
+    readable,
+    substitutes,
+)
 from grass_jax.data.loader import BatchSource, batches
 from grass_jax.data.source import TileSource, open_tiles
 from grass_jax.data.workers import DEATHS, surviving
@@ -85,6 +95,19 @@ def test_a_file_that_comes_back_is_opened_again(tmp_path, monkeypatch):
     monkeypatch.setattr(source_module.time, "sleep", lambda _: away.exists() and away.rename(record_file))
     assert source[0]["image"].shape == (16, 16, 3)
     assert source.read(0, ())["image"].shape == (16, 16, 3)  # the later reads are on the new handle
+
+
+def test_tiles_that_can_be_read_come_with_their_numbers_and_the_others_are_named(slept, caplog):
+    records = Records(bad=[3, 9, 4])
+    found = list(readable(in_memory(records, pauses=(0.1, 1.0)), np.array([5, 3, 9, 0, 4])))
+    assert [number for number, _ in found] == [5, 0]
+    for number, tile in found:
+        np.testing.assert_array_equal(tile["mask"], tile_of(number)["mask"])
+    assert records.reads == [5, 3, 3, 3, 9, 0, 4, 4, 4]  # 9 follows one that was waited for in vain
+    assert [text.split(" of ")[0] for text in caplog.messages] == [
+        f"Tile {number} (a.tif, y={4 * number}, x=0)" for number in (3, 9, 4)
+    ]
+    assert all(text.endswith("/data/x cannot be read (disk gone): it is left out here.") for text in caplog.messages)
 
 
 @pytest.mark.parametrize(
