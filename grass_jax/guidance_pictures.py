@@ -1,6 +1,7 @@
 """Pictures of the guidance at the end of every phase: the same few tiles, their maps, boxes and guided views."""
 
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from absl import logging
 from grass_jax import sharding, steps
 from grass_jax.augment import Augmentation
 from grass_jax.bands import denormalise
+from grass_jax.data.faults import readable
 from grass_jax.data.source import TileSource
 from grass_jax.guidance import GuidanceSettings, guide
 from grass_jax.methods import Method
@@ -35,7 +37,8 @@ def guidance_pictures(
 ) -> Callable[[Phase, int, TrainState], dict[str, float]]:
     """Makes the hook that draws what the guidance would do to the same few tiles at the end of every phase."""
     drawn = min(config.log.figure_tiles, len(source))
-    chosen = np.random.default_rng(config.seed).permutation(len(source))[: min(FIGURE_BATCH, len(source))]
+    # twice as many as are shown: the next ones take the places of those that cannot be read
+    order = np.random.default_rng(config.seed).permutation(len(source))[: 2 * FIGURE_BATCH]
 
     @jax.jit
     def explain(state: TrainState, images: jax.Array) -> tuple[jax.Array, ...]:
@@ -54,8 +57,11 @@ def guidance_pictures(
             return {}
         # this process alone draws: on one device, with its copy of the state
         own = sharding.own_copy(state)
-        images = np.stack([source[int(i)]["image"] for i in chosen])
-        views, guided, maps, boxes, fallback = jax.device_get(explain(own, images))
+        images = [tile["image"] for _, tile in islice(readable(source, order), FIGURE_BATCH)]
+        if not images:
+            logging.warning("There are no pictures of %s: none of their tiles can be read.", phase.name)
+            return {}
+        views, guided, maps, boxes, fallback = jax.device_get(explain(own, np.stack(images)))
         try:
             figures.guidance(
                 workdir / "figures" / f"guidance_{phase.name}.png",

@@ -1,7 +1,9 @@
 """Every setting of the guidance against a computation of its own: NumPy, Pillow, finite differences."""
 
 import re
+from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -10,12 +12,14 @@ import optax
 import pytest
 from PIL import Image
 
-from grass_jax.guidance import GuidanceSettings, guide
+from grass_jax import guidance_pictures as pictures
+from grass_jax.guidance import Guidance, GuidanceSettings, guide
 from grass_jax.losses import info_nce
 from grass_jax.methods.simclr import simclr
 from grass_jax.models.resnet import BasicBlock, ResNet
 from grass_jax.sampling import salient_boxes
 from grass_jax.state import create_state
+from tests.data.test_faults import GREY, Records, in_memory
 
 TILES, SIZE, STRIDE = 8, 32, 8
 ENCODER = ResNet((1, 1, 1, 1), BasicBlock, width=4, output_stride=STRIDE)
@@ -274,3 +278,38 @@ def test_settings_that_cannot_be_are_refused_in_a_sentence(settings, words):
     with pytest.raises(ValueError, match=rf"^guidance {re.escape(words)}\.$") as error:
         GuidanceSettings(**settings)
     assert str(error.value) == f"guidance {words}."
+
+
+def test_a_picture_takes_the_next_tile_in_the_place_of_one_that_cannot_be_read(monkeypatch, tmp_path):
+    order, drawn = np.random.default_rng(5).permutation(64).tolist(), []
+    monkeypatch.setattr(pictures, "FIGURE_BATCH", 4)
+    monkeypatch.setattr(pictures, "crop_boxes", lambda views, boxes: views)
+    monkeypatch.setattr(pictures.figures, "guidance", lambda path, views, *_, **__: drawn.append(views[:, 0, 0, 0]))
+    monkeypatch.setattr(pictures.figures, "curves", lambda *_: None)
+
+    def whole(state, views, **_):
+        del state
+        pairs = views.shape[:2]
+        return Guidance(jnp.zeros((*pairs, 4), jnp.int32), jnp.zeros((*pairs, 2, 2)), jnp.zeros(pairs, bool), 0.0), {}
+
+    monkeypatch.setattr(pictures, "guide", whole)
+    config = SimpleNamespace(seed=5, log=SimpleNamespace(figure_tiles=3))
+    augmentation = SimpleNamespace(bands=replace(GREY, mean=(0.0,), std=(1 / 64,)))
+
+    def draw(bad):
+        source = in_memory(Records(bad))
+        hook = pictures.guidance_pictures(
+            config,
+            source,
+            METHOD,
+            lambda key, batch: (jnp.stack([batch["image"]] * 2, 1), None),
+            GuidanceSettings(),
+            augmentation,
+            tmp_path,
+        )
+        assert hook(SimpleNamespace(name="gs"), 7, {}) == {}
+
+    draw(())
+    draw(order[1:2])
+    draw(range(64))  # no picture, and the run goes on to its checkpoint
+    np.testing.assert_array_equal(64 * np.array(drawn), [order[:3], [order[0], *order[2:4]]])

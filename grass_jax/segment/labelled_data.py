@@ -11,8 +11,9 @@ import numpy as np
 from grass_jax.bands import Bands
 from grass_jax.config import ConfigError
 from grass_jax.data.budget import choose_labels, read_labels
+from grass_jax.data.faults import readable
 from grass_jax.data.labelled import LabelledSet, open_labelled
-from grass_jax.data.labels import Labels
+from grass_jax.data.labels import IGNORE, Labels
 from grass_jax.data.layout import Layout
 from grass_jax.data.pairs import OpenedScene
 from grass_jax.data.published.facts import PUBLISHED
@@ -155,14 +156,15 @@ def hold_out(labelled: LabelledSet, chosen: np.ndarray, share: float, seed: int)
 
 
 def tile_scenes(labelled: LabelledSet, indices: np.ndarray) -> tuple[LabelledScene, ...]:
-    """Training tiles as scenes of their own, to score on."""
+    """Training tiles as scenes of their own, to score on; in one that cannot be read no pixel counts."""
+    side, bands = labelled.train.tile_size, labelled.bands
+    blank = {"image": np.zeros((side, side, len(bands)), bands.dtype), "mask": np.full((side, side), IGNORE, np.uint8)}
 
     @contextlib.contextmanager
     def opened(index: int) -> Iterator[OpenedScene]:
-        tile = labelled.train[index]
+        tile = dict(readable(labelled.train, [index])).get(index, blank)
         image, mask = tile["image"], tile["mask"]
-        height, width = mask.shape
-        yield OpenedScene(height, width, lambda y0, y1: image[y0:y1], lambda y0, y1: mask[y0:y1].copy())
+        yield OpenedScene(side, side, lambda y0, y1: image[y0:y1], lambda y0, y1: mask[y0:y1].copy())
 
     return tuple(LabelledScene(f"tile {i}", labelled.train_groups[i], partial(opened, i)) for i in map(int, indices))
 
