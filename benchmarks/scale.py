@@ -47,7 +47,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     import jax
 
     from benchmarks.job import make_job
-    from benchmarks.step import Built, time_steps
+    from benchmarks.step import time_steps
     from grass_jax.planning.program_cost import cost_of
 
     devices = options.worker
@@ -61,13 +61,12 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             found[mode] = found["strong"]
             continue
         compiled = job.lowered(options.step, tiles).compile()
-        steps = {options.step: Built(compiled, 0, 0)}
-        seconds = time_steps(job, steps, tiles, rounds=options.rounds, calls=calls)["seconds"][options.step]
+        run = time_steps(job, {options.step: compiled}, tiles, rounds=options.rounds, calls=calls)
         cost = cost_of(compiled)
         found[mode] = {
             "devices": devices,
             "tiles": tiles,
-            "seconds": quartiles(seconds),
+            "seconds": quartiles(run["seconds"][options.step]),
             "sent_bytes": cost.moved,
             "memory_bytes": cost.memory_bytes,
         }

@@ -9,20 +9,22 @@ Steps are timed in turns, one of each a round, so that whatever else the machine
 median over the rounds, with its quartiles. The parts are programs of their own, timed in turns likewise, and need not
 add up to the step; what no program does alone is a difference of two, and marked. Arithmetic is counted in the compiled
 program, two operations for a multiplication and an addition, and held against the peak of the chip's data sheet.
+Compiling is timed in processes of its own, from the Python function to the program: without a cache, and out of it.
 """
 
 import argparse
 import json
+import os
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental.compilation_cache import compilation_cache
 
 from benchmarks.job import Job, add_options, make_job
 from benchmarks.parts import time_parts
@@ -35,41 +37,24 @@ CPU_TILES, MOST_TILES = 8, 256
 ROOM = 0.95  # of the memory: what lies there beside the step
 
 
-class Built(NamedTuple):
-    """A compiled step, and the seconds from the Python function to it: cold, and with the compiler's work cached."""
-
-    compiled: jax.stages.Compiled
-    cold: float
-    cached: float
-
-
-@contextmanager
-def empty_cache() -> Iterator[None]:
-    """Gives the compiler a cache folder of its own, empty at first, and takes it away again."""
-    options = {"jax_compilation_cache_dir": "", "jax_persistent_cache_min_compile_time_secs": 0.0}
-    before = {name: getattr(jax.config, name) for name in options}
-    with TemporaryDirectory() as folder:
-        try:
-            for name, value in (options | {"jax_compilation_cache_dir": folder}).items():
-                jax.config.update(name, value)
-            compilation_cache.reset_cache()  # it remembers the folder that it has used first
-            yield
-        finally:
-            for name, value in before.items():
-                jax.config.update(name, value)
-            compilation_cache.reset_cache()
+def in_a_process(arguments: Sequence[str], cache: str) -> float:
+    """Runs this program in a process of its own that ends with a number, with the compiler's work kept in a folder."""
+    own = {"JAX_COMPILATION_CACHE_DIR": cache, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    command = [sys.executable, "-m", "benchmarks.step", *arguments]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=os.environ | own)
+    if done.returncode:
+        sys.exit(f"{' '.join(command)} has failed: its message stands above.")
+    return float(done.stdout.splitlines()[-1])
 
 
-def build(job: Job, kinds: list[str], tiles: int) -> dict[str, Built]:
-    """Compiles the steps twice: into an empty cache and out of it."""
-    found: dict[str, list] = {kind: [] for kind in kinds}
-    with empty_cache():
-        for kind in 2 * kinds:
-            start = time.perf_counter()
-            compiled = job.lowered(kind, tiles).compile()
-            found[kind] += [compiled, time.perf_counter() - start]
-    # the first of the two programs: one out of the cache may not know its own memory
-    return {kind: Built(compiled, cold, cached) for kind, (compiled, cold, _, cached) in found.items()}
+def compile_seconds(arguments: Sequence[str], kinds: Sequence[str], tiles: int) -> dict[str, dict[str, float]]:
+    """Times the compilation of each step twice: into an empty cache and out of it."""
+    found: dict[str, dict[str, float]] = {}
+    with TemporaryDirectory() as cache:
+        for kind in kinds:
+            own = [*arguments, f"--tiles={tiles}", f"--only={kind}"]
+            found[kind] = {how: in_a_process(own, cache) for how in ("cold", "cached")}
+    return found
 
 
 def largest_that_fits(fits: Callable[[int], bool], *, most: int, devices: int) -> int:
@@ -99,6 +84,16 @@ def default_tiles(job: Job) -> int:
     return largest_that_fits(fits, most=MOST_TILES, devices=job.mesh.size)
 
 
+def alone(options: argparse.Namespace) -> float:
+    """The seconds that one step takes to compile; with `--only=tiles` how many tiles fit."""
+    job = make_job(options, jax.devices()[: options.devices or None])
+    if options.only == "tiles":
+        return default_tiles(job)
+    start = time.perf_counter()
+    job.lowered(options.only, options.tiles).compile()
+    return time.perf_counter() - start
+
+
 def peak_of(job: Job, options: argparse.Namespace) -> float | None:
     """Operations a second that one device can do at best; None where nobody knows."""
     if options.peak:
@@ -109,7 +104,9 @@ def peak_of(job: Job, options: argparse.Namespace) -> float | None:
     return chip.bfloat16 if options.dtype == "bfloat16" else chip.float32
 
 
-def time_steps(job: Job, built: dict[str, Built], tiles: int, *, rounds: int, calls: int) -> dict[str, Any]:
+def time_steps(
+    job: Job, built: Mapping[str, jax.stages.Compiled], tiles: int, *, rounds: int, calls: int
+) -> dict[str, Any]:
     """Runs the steps in turns on one state.
 
     Returns:
@@ -126,7 +123,7 @@ def time_steps(job: Job, built: dict[str, Built], tiles: int, *, rounds: int, ca
 
         return call
 
-    runners = {kind: runner(step.compiled) for kind, step in built.items()}
+    runners = {kind: runner(compiled) for kind, compiled in built.items()}
     peaks = {}
     for kind, run in runners.items():
         jax.block_until_ready(run())
@@ -138,21 +135,24 @@ def time_steps(job: Job, built: dict[str, Built], tiles: int, *, rounds: int, ca
     return {"seconds": seconds, "peaks": peaks}
 
 
-def measure(options: argparse.Namespace) -> dict[str, Any]:
+def measure(options: argparse.Namespace, arguments: Sequence[str]) -> dict[str, Any]:
     """Runs everything; returns what `--json` writes."""
+    kinds = ["warm-up", *(["GS half"] if options.half else []), "GS"]  # the one that needs most memory at the end
+    # before this process takes the device
+    options.tiles = options.tiles or int(in_a_process([*arguments, "--only=tiles"], cache=""))
+    took = compile_seconds(arguments, kinds, options.tiles)
     job = make_job(options, jax.devices()[: options.devices or None])
     device, devices = job.mesh.devices.flat[0], job.mesh.size
     options.dtype = options.dtype or ("float32" if device.platform == "cpu" else "bfloat16")
     options.calls = options.calls or (1 if device.platform == "cpu" else 5)
-    options.tiles = options.tiles or default_tiles(job)
-    kinds = ["warm-up", *(["GS half"] if options.half else []), "GS"]  # the one that needs most memory at the end
-    built, peak = build(job, kinds, options.tiles), peak_of(job, options)
+    built = {kind: job.lowered(kind, options.tiles).compile() for kind in kinds}
+    peak = peak_of(job, options)
     run = time_steps(job, built, options.tiles, rounds=options.pairs, calls=options.calls)
     steps, seconds = {}, run["seconds"]
     for kind in ("warm-up", "GS", "GS half"):
         if kind not in built:
             continue
-        cost, step = cost_of(built[kind].compiled), quartiles(seconds[kind])
+        cost, step = cost_of(built[kind]), quartiles(seconds[kind])
         steps[kind] = {
             "seconds": step,
             "views_per_second": 2 * options.tiles / step["median"],
@@ -160,7 +160,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             "share_of_peak": cost.flops / step["median"] / peak if peak else None,
             "compiled_memory_bytes": cost.memory_bytes,
             "peak_memory_bytes": run["peaks"][kind],
-            "compile_seconds": {"cold": built[kind].cold, "cached": built[kind].cached},
+            "compile_seconds": took[kind],
         }
     return {
         "options": vars(options) | {"json": None},
@@ -226,8 +226,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--calls", type=int, default=0, help="steps between two waits; 0: 1 on CPU, else 5")
     parser.add_argument("--no_parts", action="store_true", help="time no parts")
     parser.add_argument("--json", type=Path, help="also write the numbers here")
+    parser.add_argument("--only", help=argparse.SUPPRESS)  # what a process of its own finds out: a step, or `tiles`
+    arguments = sys.argv[1:] if arguments is None else arguments
     options = parser.parse_args(arguments)
-    found = measure(options)
+    if options.only:
+        print(alone(options))
+        return
+    found = measure(options, arguments)
     print(written(found))
     if options.json:
         options.json.write_text(json.dumps(found, indent=2) + "\n")

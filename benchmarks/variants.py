@@ -9,6 +9,7 @@ the step as it is. Memory is the compiler's: arguments, temporaries and results 
 
 import argparse
 import json
+from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
@@ -23,6 +24,7 @@ from flax.linen.dtypes import promote_dtype
 from benchmarks.job import Job, add_options, make_job
 from benchmarks.timing import interleaved, milliseconds, quartiles, spread, table
 from grass_jax.models import ENCODERS, resnet
+from grass_jax.planning.compiled_text import parse
 from grass_jax.planning.program_cost import memory_of
 from grass_jax.sharding import replicated, split_by_tile
 
@@ -77,6 +79,12 @@ def compiled_step(job: Job, tiles: int, *, donate: bool = True) -> jax.stages.Co
     return step.lower(job.state(), job.batch(tiles), jax.random.key(0)).compile()
 
 
+def contents(program: jax.stages.Compiled) -> tuple[Counter[str], int]:
+    """How often a program does what, and its memory: two that differ in neither are taken for one."""
+    computations, _ = parse(program.as_text() or "")
+    return Counter(line.opcode for body in computations.values() for line in body.values()), memory_of(program)
+
+
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Runs everything; returns what `--json` writes."""
     job = make_job(options)
@@ -88,6 +96,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     for parts in PARTS:
         of_parts = make_job(argparse.Namespace(**vars(options) | {"micro_batches": parts}))
         programs[f"{parts} micro-batches"] = compiled_step(of_parts, options.tiles)
+    for name, program in programs.items():
+        if name != AS_IT_IS and contents(program) == contents(programs[AS_IT_IS]):
+            raise AssertionError(f"The variant {name!r} changes nothing: what it replaces is no longer used.")
     batch, key = job.batch(options.tiles), jax.device_put(jax.random.key(0), replicated(job.mesh))
 
     def runner(program: jax.stages.Compiled) -> Callable[[], Any]:

@@ -4,7 +4,9 @@ import argparse
 import importlib.util
 import json
 import re
+import time
 import zlib
+from contextlib import nullcontext
 from functools import partial
 
 import jax
@@ -12,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import parts, scale, step, timing
+from benchmarks import parts, scale, step, timing, variants
 from benchmarks.job import make_job
 from grass_jax import build
 from grass_jax.models import ENCODERS
@@ -82,11 +84,36 @@ def test_the_batch_is_halved_until_it_fits(room, devices, expected):
     assert step.largest_that_fits(lambda tiles: tiles <= room, most=256, devices=devices) == expected
 
 
-def test_step_times_both_steps_and_their_parts(tmp_path, capsys):
-    setting = "jax_compilation_cache_dir"
-    before = getattr(jax.config, setting)
+def test_a_process_of_its_own_compiles_a_step_and_says_how_long_it_took(capsys):
+    start = time.perf_counter()
+    step.main([*TINY, "--devices=1", "--only=warm-up"])
+    passed = time.perf_counter() - start
+    assert 0.1 * passed < float(capsys.readouterr().out) < passed
+    step.main([*TINY[:3], "--devices=2", "--only=tiles"])
+    assert int(capsys.readouterr().out) == step.CPU_TILES
+
+
+def test_compilations_start_with_an_empty_cache_and_end_with_a_full_one(tmp_path, monkeypatch):
+    program = tmp_path / "benchmarks" / "step.py"  # in place of the real one: says what it was asked, and what it found
+    program.parent.mkdir()
+    program.write_text(
+        "import os, pathlib, sys\n"
+        "cache, asked = pathlib.Path(os.environ['JAX_COMPILATION_CACHE_DIR']), '_'.join(sys.argv[1:])\n"
+        "print('a log line')\nprint(len(list(cache.iterdir())) + (os.environ['JAX_PLATFORMS'] == 'cpu') / 2)\n"
+        "(cache / asked).touch()\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    found = step.compile_seconds(["--size=32"], ["warm-up", "GS"], 4)
+    assert found == {"warm-up": {"cold": 0.5, "cached": 1.5}, "GS": {"cold": 1.5, "cached": 2.5}}
+    program.write_text("raise SystemExit(3)")
+    with pytest.raises(SystemExit, match=r"--size=32 --tiles=4 --only=GS has failed"):
+        step.compile_seconds(["--size=32"], ["GS"], 4)
+
+
+def test_step_times_both_steps_and_their_parts(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(step, "in_a_process", lambda arguments, cache: 2.0 if "--only=GS" in arguments else 1.0)
     step.main([*TINY, "--devices=1", "--pairs=2", "--repeats=1", "--peak=0.5", f"--json={tmp_path / 'step.json'}"])
-    assert getattr(jax.config, setting) == before
     found = json.loads((tmp_path / "step.json").read_text())
     rows = {row[0]: row[1:] for row in cells(capsys.readouterr().out)}
     more = found["steps"]["GS"]["flops_per_device"] - found["steps"]["warm-up"]["flops_per_device"]
@@ -98,7 +125,7 @@ def test_step_times_both_steps_and_their_parts(tmp_path, capsys):
         assert numbers["views_per_second"] == pytest.approx(8 / seconds)
         assert numbers["share_of_peak"] == pytest.approx(numbers["flops_per_device"] / seconds / 0.5e12)
         assert numbers["compiled_memory_bytes"] > 8 * 32 * 32 * 3 * 4  # the views
-        assert 0 < numbers["compile_seconds"]["cached"] < numbers["compile_seconds"]["cold"]
+        assert numbers["compile_seconds"] == dict.fromkeys(["cold", "cached"], {"warm-up": 1.0, "GS": 2.0}[name])
     assert rows["GS / warm-up"][0].startswith(f"{found['ratios']['GS / warm-up']['median']:.3f} (")
     assert [name for name in found["parts"] if name != parts.MAPS_TO_CROPS] == [
         *("augmentation", "guidance forward, head, loss, map", "map to box", "crop", "main forward", "main backward"),
@@ -155,6 +182,27 @@ def test_a_worker_counts_what_devices_send(capsys):
     text = scale.written(scale.compared([found[n]["weak"] for n in (1, 2)], virtual=True))
     assert [row[0] for row in cells(text)] == ["1", "2"]
     assert "all-reduce" in cells(text)[1][-1]
+
+
+def test_a_variant_that_changes_nothing_is_noticed(monkeypatch):
+    parser = argparse.ArgumentParser()
+    step.add_options(parser)
+    options = parser.parse_args(TINY[:3])
+    options.tiles, options.rounds = 4, 1
+    monkeypatch.setattr(variants, "PARTS", ())
+    nothing = {"nothing at all": nullcontext}
+    monkeypatch.setattr(variants, "CHANGES", nothing)
+    with pytest.raises(AssertionError, match=r"^The variant 'nothing at all' changes nothing"):
+        variants.measure(options)
+
+
+def test_a_state_that_is_not_donated_lies_in_memory_twice(monkeypatch):
+    parser = argparse.ArgumentParser()
+    step.add_options(parser)
+    job = make_job(parser.parse_args(TINY[:3]), jax.devices()[:1])
+    kept, donated = (variants.memory_of(variants.compiled_step(job, 4, donate=donate)) for donate in (False, True))
+    state = sum(leaf.nbytes for leaf in jax.tree.leaves(job.state()))
+    assert kept - donated == pytest.approx(state, rel=0.05)
 
 
 @pytest.mark.slow
