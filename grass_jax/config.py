@@ -23,8 +23,8 @@ def _is_whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _is_number(value: Any) -> bool:
-    return _is_whole(value) or (isinstance(value, float) and math.isfinite(value))
+def _is_number(value: Any, kind: type) -> bool:
+    return _is_whole(value) or (isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value))
 
 
 def whole(least: int, note: str = "") -> Rule:
@@ -32,9 +32,9 @@ def whole(least: int, note: str = "") -> Rule:
     return Rule(f"a whole number of at least {least}{note}", lambda v: _is_whole(v) and v >= least)
 
 
-def number(words: str, holds: Callable[[float], bool]) -> Rule:
-    """A finite number, whole or not, for which `holds`."""
-    return Rule(f"a number {words}", lambda v: _is_number(v) and holds(v))
+def number(words: str, holds: Callable[[float], bool], *, kind: type = float) -> Rule:
+    """A finite number, a whole one or one of the type `kind`, for which `holds`."""
+    return Rule(f"a number {words}", lambda v: _is_number(v, kind) and holds(v))
 
 
 def one_of(*choices: str | int) -> Rule:
@@ -56,6 +56,7 @@ YES_OR_NO = Rule("True or False", lambda v: isinstance(v, bool))
 POSITIVE = number("above 0", lambda v: v > 0)
 NOT_NEGATIVE = number("of at least 0", lambda v: v >= 0)
 BELOW_ONE = number("of at least 0 and below 1", lambda v: 0 <= v < 1)
+AT_LEAST_A_HUNDREDTH = number("of at least 0.01", lambda v: v >= 0.01)
 SEQUENCE = Rule("a list", lambda v: isinstance(v, tuple | list))
 NAMES = Rule("a list of names", lambda v: isinstance(v, tuple | list) and all(isinstance(name, str) for name in v))
 NUMBERS = Rule(

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from grass_jax.augment import Geometry
+from grass_jax.config import YES_OR_NO, number, one_of, whole
 from grass_jax.methods import Method
 from grass_jax.sampling import loss_attention_map, random_places, salient_boxes
 from grass_jax.state import TrainState
@@ -65,6 +66,14 @@ class GuidanceSettings:
 
 
 CHOICES = {name: get_args(kind) for name, kind in GuidanceSettings.__annotations__.items() if get_args(kind)}
+# what a configuration may say of each; code may also say it with NumPy's numbers
+RULES = {
+    "threshold": number("between 0 and 1", lambda v: 0 < v < 1),
+    **{name: one_of(*choices) for name, choices in CHOICES.items()},
+    "stage": one_of(*range(1, LAST_STAGE + 1)),
+    "negate": YES_OR_NO,
+    "size": whole(0, " (0: that of the views)"),
+}
 
 
 class Guidance(NamedTuple):

@@ -27,7 +27,8 @@ from grass_jax.config import (
 )
 from grass_jax.data.published.facts import PUBLISHED
 from grass_jax.data_rules import LABELLED, check_archives, check_labelled, class_count, refuse_masks
-from grass_jax.guidance import CHOICES, LAST_STAGE, GuidanceSettings
+from grass_jax.guidance import RULES as GUIDANCE_RULES
+from grass_jax.guidance import GuidanceSettings
 from grass_jax.methods.registry import NAMES as METHODS
 from grass_jax.methods.registry import follows_length, rules_of
 from grass_jax.shared_rules import BUDGET, SCORING, SHARED, SLIDING, TRAINING, section
@@ -105,17 +106,13 @@ PRETRAINING = Schema(
         "data.stride": whole(0, " (0: the tile size)"),
         "data.data_dir": TEXT,
         "data.workers": whole(0),
-        **section("augment", {name: Rule(*rule) for name, rule in AUGMENTATION_RULES.items()}),
+        **section("augment", AUGMENTATION_RULES),
         "augment.size": whole(32),
         "model.init": one_of("torchvision", "original"),
         "branch": TEXT,
         "micro_batches": whole(1),
         "method.name": one_of(*METHODS),
-        "guidance.threshold": number("between 0 and 1", lambda v: 0 < v < 1),
-        **section("guidance", {name: one_of(*choices) for name, choices in CHOICES.items()}),
-        "guidance.stage": one_of(*range(1, LAST_STAGE + 1)),
-        "guidance.negate": YES_OR_NO,
-        "guidance.size": whole(0, " (0: that of the views)"),
+        **section("guidance", GUIDANCE_RULES),
         "schedule.name": one_of("cosine", "original"),
         "schedule.restart": YES_OR_NO,
         "checkpoint.every_epochs": POSITIVE,
@@ -148,7 +145,7 @@ SEGMENTATION = Schema(
         **BUDGET,
         **section("data", LABELLED),
         "data.workers": whole(0),
-        **section("augment", {name: Rule(*rule) for name, rule in PAIR_AUGMENTATION_RULES.items()}),
+        **section("augment", PAIR_AUGMENTATION_RULES),
         "augment.size": whole(32),
         "head.name": one_of("deeplabv3plus", "fcn", "linear"),
         "head.channels": whole(1),

@@ -5,7 +5,7 @@ Other bands have neither hue nor saturation: each gets a brightness and a contra
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -226,6 +226,12 @@ def colour_jitter(
         return image
     jitter = draw_jitter(key, probability, brightness, contrast, saturation, hue, bands=own)
     return apply_jitter(image, jitter, colours=colours)
+
+
+def jittered(key: jax.Array, image: jax.Array, settings: Any) -> jax.Array:
+    """`colour_jitter` as the settings of an augmentation, the fields of `rules.COLOUR` and `bands`, want it."""
+    strengths = {name: getattr(settings, name) for name in ("brightness", "contrast", "saturation", "hue")}
+    return colour_jitter(key, image, colours=settings.bands.colours, probability=settings.jitter, **strengths)
 
 
 def _planes(image: jax.Array, colours: Sequence[int] = RED_GREEN_BLUE) -> Planes:

@@ -6,10 +6,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from grass_jax.augment.colour import colour_jitter
+from grass_jax.augment.colour import jittered
 from grass_jax.augment.geometry import nearest_crop, oriented, random_square_box, resized_crop
 from grass_jax.augment.rules import COLOUR, PAIR, PROBABILITY, SIZE, check_fields
 from grass_jax.bands import RGB, Bands, normalise, unit_range
+from grass_jax.config import YES_OR_NO
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ RULES = {
     "size": SIZE,
     "scale": PAIR,
     "flip": PROBABILITY,
-    "rotate": ("True or False", lambda v: isinstance(v, bool)),
+    "rotate": YES_OR_NO,
 }
 
 
@@ -128,16 +129,7 @@ def one_pair(
     if a.rotate or a.flip > 0:
         view, mask = oriented(view, *orientation), oriented(mask, *orientation)
     if a.jitter > 0:
-        view = colour_jitter(
-            jitter_key,
-            view,
-            colours=a.bands.colours,
-            probability=a.jitter,
-            brightness=a.brightness,
-            contrast=a.contrast,
-            saturation=a.saturation,
-            hue=a.hue,
-        )
+        view = jittered(jitter_key, view, a)
     return normalise(view, a.bands), mask
 
 

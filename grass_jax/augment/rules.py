@@ -1,39 +1,34 @@
-"""What the settings of an augmentation may be: rules in words and as functions, and how they are checked."""
+"""What the settings of an augmentation may be, and how they are checked."""
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from functools import partial
 from numbers import Real
 from typing import Any
 
-FieldRule = tuple[str, Callable[[Any], bool]]
+from grass_jax.config import Rule, number, whole
 
+_real = partial(number, kind=Real)  # NumPy's, too: settings are made in code as well as by a configuration
+_FINITE = _real("", lambda v: True)
 
-def is_number(value: object) -> bool:
-    """Whether a value is a finite real number; True and False are none."""
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def are_numbers(value: object, count: int) -> bool:
-    """Whether a value is a tuple or list of `count` finite real numbers."""
-    return isinstance(value, tuple | list) and len(value) == count and all(map(is_number, value))
-
-
-SIZE: FieldRule = ("a whole number of at least 1", lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= 1)
-PROBABILITY: FieldRule = ("a number from 0 to 1", lambda v: is_number(v) and 0 <= v <= 1)
-SPREAD: FieldRule = ("a number of at least 0", lambda v: is_number(v) and v >= 0)
-PAIR: FieldRule = ("two numbers (low, high) with 0 < low <= high", lambda v: are_numbers(v, 2) and 0 < v[0] <= v[1])
+SIZE = whole(1)
+PROBABILITY = _real("from 0 to 1", lambda v: 0 <= v <= 1)
+SPREAD = _real("of at least 0", lambda v: v >= 0)
+PAIR = Rule(
+    "two numbers (low, high) with 0 < low <= high",
+    lambda v: isinstance(v, tuple | list) and len(v) == 2 and all(map(_FINITE.holds, v)) and 0 < v[0] <= v[1],
+)
 
 # the colour jitter, which every augmentation has
-COLOUR: dict[str, FieldRule] = {
+COLOUR = {
     "jitter": PROBABILITY,
     "brightness": SPREAD,
     "contrast": SPREAD,
     "saturation": SPREAD,
-    "hue": ("a number from 0 to 0.5", lambda v: is_number(v) and 0 <= v <= 0.5),
+    "hue": _real("from 0 to 0.5", lambda v: 0 <= v <= 0.5),
 }
 
 
-def check_fields(settings: Any, rules: Mapping[str, FieldRule]) -> None:
+def check_fields(settings: Any, rules: Mapping[str, Rule]) -> None:
     """Check a frozen dataclass of settings, and turn its lists into tuples, which keeps it hashable.
 
     Args:
@@ -43,10 +38,10 @@ def check_fields(settings: Any, rules: Mapping[str, FieldRule]) -> None:
     Raises:
         ValueError: where a value is not allowed, naming the field.
     """
-    for name, (words, holds) in rules.items():
+    for name, rule in rules.items():
         value = getattr(settings, name)
         if isinstance(value, list):  # from a configuration file
             value = tuple(value)
             object.__setattr__(settings, name, value)
-        if not holds(value):
-            raise ValueError(f"{type(settings).__name__} {name} must be {words}, not {value!r}.")
+        if not rule.holds(value):
+            raise ValueError(f"{type(settings).__name__} {name} must be {rule.words}, not {value!r}.")

@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 
 from grass_jax.augment.blur import gaussian_blur
-from grass_jax.augment.colour import colour_jitter, greyscale
+from grass_jax.augment.colour import greyscale, jittered
 from grass_jax.augment.geometry import horizontal_flip, nearest_crop, random_resized_crop_box, resized_crop
 from grass_jax.augment.rules import COLOUR, PAIR, PROBABILITY, SIZE, check_fields
 from grass_jax.bands import RGB, Bands, normalise, unit_range
+from grass_jax.config import Rule
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Augmentation:
 RULES = {
     **COLOUR,
     "size": SIZE,
-    "area": (PAIR[0] + " <= 1", lambda v: PAIR[1](v) and v[1] <= 1),
+    "area": Rule(f"{PAIR.words} <= 1", lambda v: PAIR.holds(v) and v[1] <= 1),
     "aspect": PAIR,
     "flip": PROBABILITY,
     "greyscale": PROBABILITY,
@@ -142,16 +143,7 @@ def one_view(key: jax.Array, image: jax.Array, augmentation: Augmentation) -> tu
     view = horizontal_flip(resized_crop(image, box, a.size), flip)
     # What can never happen is left out of the program.
     if a.jitter > 0:
-        view = colour_jitter(
-            jitter_key,
-            view,
-            colours=a.bands.colours,
-            probability=a.jitter,
-            brightness=a.brightness,
-            contrast=a.contrast,
-            saturation=a.saturation,
-            hue=a.hue,
-        )
+        view = jittered(jitter_key, view, a)
     if a.greyscale > 0 and a.bands.colours:
         view = greyscale(view, draws[1] < a.greyscale, colours=a.bands.colours)
     if a.blur > 0:

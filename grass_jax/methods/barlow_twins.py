@@ -72,10 +72,4 @@ def barlow_twins(encoder: nn.Module, *, hidden: int = 8192, embedding: int = 819
         loss = barlow_twins_loss(embeddings, redundancy=redundancy)
         return loss, ({**stats, "projector": of_projector}, collapse_signals(embeddings) | metrics)
 
-    return Method(
-        init=init,
-        encode=partial(run_encoder, encoder),
-        targets=lambda state, views, geometry: (),
-        loss=loss,
-        after=lambda extra, params, targets: extra,
-    )
+    return Method(init=init, encode=partial(run_encoder, encoder), loss=loss)

@@ -69,4 +69,4 @@ def byol(
     def after(extra: Any, params: Any, targets: Any) -> Any:
         return moving_average(extra, {name: params[name] for name in extra}, targets[1])
 
-    return Method(init=init, encode=partial(run_encoder, encoder), targets=targets, loss=loss, after=after)
+    return Method(init=init, encode=partial(run_encoder, encoder), loss=loss, targets=targets, after=after)

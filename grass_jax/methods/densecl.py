@@ -17,6 +17,7 @@ from grass_jax.methods import Method
 from grass_jax.methods.moco_v2 import RULES as MOCO_RULES
 from grass_jax.methods.moco_v2 import moco_v2_loss
 from grass_jax.methods.skeleton import (
+    cells,
     enqueue,
     init_encoder,
     init_head,
@@ -118,9 +119,4 @@ def densecl(
         new = {"queue": targets["keys"], "dense_queue": normalised(targets["dense_keys"].mean(-2))}
         return network | {name: enqueue(extra[name], new[name]) for name in QUEUES}
 
-    return Method(init=init, encode=partial(run_encoder, encoder), targets=targets, loss=loss, after=after)
-
-
-def cells(features: jax.Array) -> jax.Array:
-    """Lists the cells of features (..., h, w, d): (..., h w, d)."""
-    return features.reshape(*features.shape[:-3], -1, features.shape[-1])
+    return Method(init=init, encode=partial(run_encoder, encoder), loss=loss, targets=targets, after=after)

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from grass_jax.config import number, whole
+from grass_jax.config import AT_LEAST_A_HUNDREDTH, number, whole
 from grass_jax.losses import collapse_signals, info_nce, normalised
 from grass_jax.methods import Method
 from grass_jax.methods.skeleton import init_network, pool, run_encoder, run_head
@@ -16,7 +16,7 @@ from grass_jax.models.heads import ProjectionHead
 RULES = {
     "hidden": whole(0, " (0: the width of the features)"),
     "embedding": whole(2),
-    "temperature": number("of at least 0.01", lambda v: v >= 0.01),
+    "temperature": AT_LEAST_A_HUNDREDTH,
     "threshold": number("between -1 and 1", lambda v: -1 <= v <= 1),
     "confidence": number("of at least 0 and at most 1", lambda v: 0 <= v <= 1),
 }
@@ -107,8 +107,7 @@ def false(
     criterion = {"temperature": temperature, "threshold": threshold}
 
     def init(key: jax.Array, views: jax.Array) -> tuple[Any, Any, Any]:
-        params, stats = init_network(encoder, {"head": head}, key, views)
-        return params, stats, ()
+        return *init_network(encoder, {"head": head}, key, views), ()
 
     def loss(params: Any, stats: Any, features: jax.Array, targets: Any) -> tuple[jax.Array, tuple[Any, dict]]:
         embeddings, _ = run_head(head, params["head"], {}, pool(features))
@@ -118,10 +117,4 @@ def false(
         metrics["false_negatives"] = false_negatives(embeddings, **criterion).sum().astype(positive.dtype)
         return false_loss(embeddings, **criterion, confidence=confidence), (stats, metrics)
 
-    return Method(
-        init=init,
-        encode=partial(run_encoder, encoder),
-        targets=lambda state, views, geometry: (),
-        loss=loss,
-        after=lambda extra, params, targets: extra,
-    )
+    return Method(init=init, encode=partial(run_encoder, encoder), loss=loss)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from grass_jax.augment import Geometry
-from grass_jax.config import number, whole
+from grass_jax.config import AT_LEAST_A_HUNDREDTH, number, whole
 from grass_jax.losses import collapse_signals, info_nce
 from grass_jax.methods import Method
 from grass_jax.methods.places import coverage, require_places, shared_regions
@@ -25,7 +25,7 @@ from grass_jax.state import TrainState
 RULES = {
     "hidden": whole(0, " (0: the width of what comes in)"),
     "embedding": whole(2),
-    "temperature": number("of at least 0.01", lambda v: v >= 0.01),
+    "temperature": AT_LEAST_A_HUNDREDTH,
     "grid": whole(1),
     "global_weight": number("of at least 0 and at most 1", lambda v: 0 <= v <= 1),
 }
@@ -140,11 +140,4 @@ def glcnet(
         metrics = {**collapse_signals(styles), "global_loss": of_styles, "matched": counts.mean()}
         return value, (stats, metrics)
 
-    return Method(
-        init=init,
-        encode=partial(run_encoder, encoder),
-        targets=targets,
-        loss=loss,
-        after=lambda extra, params, targets: extra,
-        places=True,
-    )
+    return Method(init=init, encode=partial(run_encoder, encoder), loss=loss, targets=targets, places=True)

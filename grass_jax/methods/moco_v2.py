@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 
 from grass_jax.augment import Geometry
-from grass_jax.config import BELOW_ONE, number, whole
+from grass_jax.config import AT_LEAST_A_HUNDREDTH, BELOW_ONE, whole
 from grass_jax.losses import collapse_signals, normalised, queue_info_nce
 from grass_jax.methods import Method
 from grass_jax.methods.skeleton import (
@@ -31,7 +31,7 @@ RULES = {
     "embedding": whole(2),
     "queue": whole(4),
     "momentum": BELOW_ONE,
-    "temperature": number("of at least 0.01", lambda v: v >= 0.01),
+    "temperature": AT_LEAST_A_HUNDREDTH,
 }
 
 
@@ -96,4 +96,4 @@ def moco_v2(
         network = moving_average({name: extra[name] for name in params}, params, momentum)
         return {**network, "queue": enqueue(extra["queue"], targets["keys"])}
 
-    return Method(init=init, encode=partial(run_encoder, encoder), targets=targets, loss=loss, after=after)
+    return Method(init=init, encode=partial(run_encoder, encoder), loss=loss, targets=targets, after=after)

@@ -13,6 +13,7 @@ from grass_jax.losses import collapse_signals, normalised
 from grass_jax.methods import Method
 from grass_jax.methods.places import near_cells, require_places
 from grass_jax.methods.skeleton import (
+    cells,
     cosine_momentum,
     init_encoder,
     init_head,
@@ -103,7 +104,7 @@ def pixpro(
     def init(key: jax.Array, views: jax.Array) -> tuple[Any, Any, Any]:
         keys = jax.random.split(key, 3)
         features, params, stats = init_encoder(encoder, keys[0], views)
-        embeddings, head_params, head_stats = init_head(head, keys[1], _cells(features))
+        embeddings, head_params, head_stats = init_head(head, keys[1], cells(features))
         _, transform_params, _ = init_head(transform, keys[2], embeddings)
         params = {"encoder": params, "head": head_params, "transform": transform_params}
         return params, {"encoder": stats, "head": head_stats}, {name: params[name] for name in ("encoder", "head")}
@@ -112,7 +113,7 @@ def pixpro(
         geometry = require_places(geometry, "pixpro")
         # in train mode the batch's own statistics normalise: the moving average needs no running ones
         features, _ = run_encoder(encoder, state.extra, state.stats, views)
-        embeddings, _ = run_head(head, state.extra["head"], state.stats["head"], _cells(features))
+        embeddings, _ = run_head(head, state.extra["head"], state.stats["head"], cells(features))
         return {
             "embeddings": jax.lax.stop_gradient(embeddings),
             "positives": near_cells(geometry, features.shape[2], features.shape[3], distance),
@@ -120,7 +121,7 @@ def pixpro(
         }
 
     def loss(params: Any, stats: Any, features: jax.Array, targets: Any) -> tuple[jax.Array, tuple[Any, dict]]:
-        embeddings, head_stats = run_head(head, params["head"], stats["head"], _cells(features))
+        embeddings, head_stats = run_head(head, params["head"], stats["head"], cells(features))
         values, _ = run_head(transform, params["transform"], {}, embeddings)
         propagated = propagate(embeddings, values, gamma=gamma)
         metrics = collapse_signals(jnp.swapaxes(embeddings, 1, 2).reshape(-1, 2, embedding))  # of all cells
@@ -131,9 +132,4 @@ def pixpro(
     def after(extra: Any, params: Any, targets: Any) -> Any:
         return moving_average(extra, {name: params[name] for name in extra}, targets["momentum"])
 
-    return Method(init=init, encode=partial(run_encoder, encoder), targets=targets, loss=loss, after=after, places=True)
-
-
-def _cells(features: jax.Array) -> jax.Array:
-    """(b, 2, h, w, d) -> (b, 2, h w, d)."""
-    return features.reshape(*features.shape[:2], -1, features.shape[-1])
+    return Method(init=init, encode=partial(run_encoder, encoder), loss=loss, targets=targets, after=after, places=True)

@@ -1,21 +1,22 @@
 """SimCLR (arXiv 2002.05709): InfoNCE on average-pooled features. GraSS is this method's GS training."""
 
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
 import jax
 
-from grass_jax.config import YES_OR_NO, number, whole
+from grass_jax.config import AT_LEAST_A_HUNDREDTH, YES_OR_NO, whole
 from grass_jax.losses import collapse_signals, info_nce
 from grass_jax.methods import Method
-from grass_jax.methods.skeleton import init_encoder, init_head, pool, run_encoder, run_head
+from grass_jax.methods.skeleton import init_network, pool, run_encoder, run_head
 from grass_jax.models.heads import ProjectionHead
 
 RULES = {
     "hidden": whole(0, " (0: the width of the features)"),
     "embedding": whole(2),
     "relu": YES_OR_NO,
-    "temperature": number("of at least 0.01", lambda v: v >= 0.01),
+    "temperature": AT_LEAST_A_HUNDREDTH,
 }
 
 
@@ -37,22 +38,11 @@ def simclr(
     head = ProjectionHead(embedding, hidden, relu, dtype=getattr(encoder, "dtype", None))
 
     def init(key: jax.Array, views: jax.Array) -> tuple[Any, Any, Any]:
-        encoder_key, head_key = jax.random.split(key)
-        features, params, stats = init_encoder(encoder, encoder_key, views)
-        _, head_params, _ = init_head(head, head_key, pool(features))
-        return {"encoder": params, "head": head_params}, {"encoder": stats}, ()
-
-    def encode(params: Any, stats: Any, views: jax.Array, **part: int) -> tuple[jax.Array, Any]:
-        return run_encoder(encoder, params, stats, views, **part)
+        params, stats = init_network(encoder, {"head": head}, key, views)
+        return params, {"encoder": stats["encoder"]}, ()
 
     def loss(params: Any, stats: Any, features: jax.Array, targets: Any) -> tuple[jax.Array, tuple[Any, dict]]:
         embeddings, _ = run_head(head, params["head"], {}, pool(features))
         return info_nce(embeddings, temperature=temperature), (stats, collapse_signals(embeddings))
 
-    return Method(
-        init=init,
-        encode=encode,
-        targets=lambda state, views, geometry: (),
-        loss=loss,
-        after=lambda extra, params, targets: extra,
-    )
+    return Method(init=init, encode=partial(run_encoder, encoder), loss=loss)

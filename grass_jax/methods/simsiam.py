@@ -53,10 +53,4 @@ def simsiam(encoder: nn.Module, *, hidden: int = 2048, embedding: int = 2048, bo
         stats = {**stats, "projector": of_projector, "predictor": of_predictor}
         return simsiam_loss(predictions, projections), (stats, collapse_signals(projections))
 
-    return Method(
-        init=init,
-        encode=partial(run_encoder, encoder),
-        targets=lambda state, views, geometry: (),
-        loss=loss,
-        after=lambda extra, params, targets: extra,
-    )
+    return Method(init=init, encode=partial(run_encoder, encoder), loss=loss)

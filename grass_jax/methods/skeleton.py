@@ -57,6 +57,11 @@ def pool(features: jax.Array) -> jax.Array:
     return features.mean((-3, -2), dtype=jnp.promote_types(features.dtype, jnp.float32))
 
 
+def cells(features: jax.Array) -> jax.Array:
+    """Lists the cells of features (..., h, w, d): (..., h w, d)."""
+    return features.reshape(*features.shape[:-3], -1, features.shape[-1])
+
+
 def init_head(head: nn.Module, key: jax.Array, inputs: jax.Array) -> tuple[jax.Array, Any, Any]:
     """Initialises a head.
 

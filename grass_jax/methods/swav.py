@@ -12,14 +12,13 @@ import jax
 import jax.numpy as jnp
 
 from grass_jax.augment import Geometry
-from grass_jax.config import number, whole
+from grass_jax.config import AT_LEAST_A_HUNDREDTH, whole
 from grass_jax.losses import collapse_signals, normalised
 from grass_jax.methods import Method
 from grass_jax.methods.skeleton import init_network, pool, run_encoder, run_head
 from grass_jax.models.heads import MLPHead
 from grass_jax.state import TrainState
 
-AT_LEAST_A_HUNDREDTH = number("of at least 0.01", lambda v: v >= 0.01)
 RULES = {
     "hidden": whole(1),
     "embedding": whole(2),
@@ -118,10 +117,4 @@ def swav(
         value = swav_loss(scores, codes, temperature=temperature)
         return value, ({**stats, "projector": updated}, collapse_signals(embeddings) | metrics)
 
-    return Method(
-        init=init,
-        encode=partial(run_encoder, encoder),
-        targets=targets,
-        loss=loss,
-        after=lambda extra, params, targets: extra,
-    )
+    return Method(init=init, encode=partial(run_encoder, encoder), loss=loss, targets=targets)

@@ -97,10 +97,4 @@ def vicreg(
         metrics = {name: terms[name] for name in ("invariance", "variance")}
         return loss, ({**stats, "projector": of_projector}, collapse_signals(embeddings) | metrics)
 
-    return Method(
-        init=init,
-        encode=partial(run_encoder, encoder),
-        targets=lambda state, views, geometry: (),
-        loss=loss,
-        after=lambda extra, params, targets: extra,
-    )
+    return Method(init=init, encode=partial(run_encoder, encoder), loss=loss)

@@ -5,11 +5,10 @@ import dataclasses
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import ClassVar
 
 import tensorflow_datasets as tfds
 
-from grass_jax.data.builders.tiling import Layers, config_name, cut_files, tile_features
+from grass_jax.data.builders.tiling import Layers, LocalBuilder, config_name, cut_files, tile_features
 from grass_jax.data.folder import ImageFile, find_images
 from grass_jax.data.layout import Layout, check_colours, common_layout, is_choice, layout_of
 from grass_jax.data.rasters import open_scene
@@ -61,12 +60,10 @@ def folder_config(
     return FolderConfig(name=name, path=folder, files=files, tile_size=tile_size, stride=stride, layout=layout)
 
 
-class ImageFolder(tfds.core.GeneratorBasedBuilder):
+class ImageFolder(LocalBuilder):
     """Tiles of a folder tree of images, in the order of path, y, x; configure with `folder_config`."""
 
     VERSION = tfds.core.Version("1.2.0")  # raise it when the same files would give other tiles or notes
-    # Nothing is downloaded; TFDS would look for checksums with importlib_resources, which it does not install.
-    url_infos: ClassVar[dict] = {}  # pyright: ignore[reportIncompatibleVariableOverride, reportIncompatibleMethodOverride]
 
     def _info(self) -> tfds.core.DatasetInfo:
         config = self.builder_config
@@ -78,10 +75,6 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder):
             disable_shuffling=True,
             metadata=tfds.core.MetadataDict(),
         )
-
-    def _split_generators(self, dl_manager):
-        del dl_manager
-        return {"train": self._generate_examples()}
 
     def _generate_examples(self) -> Iterator[tuple[int, dict]]:
         config = self.builder_config

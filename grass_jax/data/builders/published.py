@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import tensorflow_datasets as tfds
 
-from grass_jax.data.builders.tiling import Layers, config_name, cut_files, tile_features
+from grass_jax.data.builders.tiling import Layers, LocalBuilder, config_name, cut_files, tile_features
 from grass_jax.data.folder import ImageFile
 from grass_jax.data.published.archives import Member
 from grass_jax.data.published.facts import facts_of, instructions, layout_of_published
@@ -90,12 +90,10 @@ def _state(name: str, member: Member) -> ImageFile:
     return ImageFile(name, member.size, member.state)
 
 
-class _Published(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class _Published(LocalBuilder, skip_registration=True):
     """Tiles of each split in the order of scene, y, x; configure with `published_config`, or by the names below."""
 
     VERSION = tfds.core.Version("1.0.0")  # raise it when the same archives would give other tiles or notes
-    # Nothing is downloaded; TFDS would look for checksums with importlib_resources, which it does not install.
-    url_infos: ClassVar[dict] = {}  # pyright: ignore[reportIncompatibleVariableOverride, reportIncompatibleMethodOverride]
 
     def _info(self) -> tfds.core.DatasetInfo:
         config, facts = self._config, facts_of(self.name)

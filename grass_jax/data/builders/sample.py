@@ -4,11 +4,11 @@ import concurrent.futures
 import dataclasses
 import functools
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import Any
 
 import tensorflow_datasets as tfds
 
-from grass_jax.data.builders.tiling import encode_tile, tile_features
+from grass_jax.data.builders.tiling import LocalBuilder, encode_tile, tile_features
 from grass_jax.data.landscape import CLASS_NAMES, landscape
 from grass_jax.data.layout import RGB_LAYOUT
 from grass_jax.data.statistics import PixelSample
@@ -48,12 +48,10 @@ def sample_config(*, tile_size: int = 96, stride: int | None = None) -> SampleCo
     return SampleConfig(name=f"{tile_size}-{stride}", tile_size=tile_size, stride=stride)
 
 
-class Sample(tfds.core.GeneratorBasedBuilder):
+class Sample(LocalBuilder):
     """Fields, woods, water, roads and buildings; train and val are different scenes."""
 
     VERSION = tfds.core.Version("1.2.0")  # raise it when the landscape or the notes change
-    # Nothing is downloaded; TFDS would look for checksums with importlib_resources, which it does not install.
-    url_infos: ClassVar[dict] = {}  # pyright: ignore[reportIncompatibleVariableOverride, reportIncompatibleMethodOverride]
 
     def _info(self) -> tfds.core.DatasetInfo:
         config = self.builder_config

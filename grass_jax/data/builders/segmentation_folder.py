@@ -3,11 +3,10 @@
 import contextlib
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import ClassVar
 
 import tensorflow_datasets as tfds
 
-from grass_jax.data.builders.tiling import Layers, config_name, cut_files, tile_features
+from grass_jax.data.builders.tiling import Layers, LocalBuilder, config_name, cut_files, tile_features
 from grass_jax.data.footprints import footprint_of
 from grass_jax.data.layout import Layout, check_colours, common_layout, is_choice, layout_of
 from grass_jax.data.pairs import Annotation, Pairs, label_files, open_pair
@@ -60,12 +59,10 @@ def segmentation_config(
     )
 
 
-class SegmentationFolder(tfds.core.GeneratorBasedBuilder):
+class SegmentationFolder(LocalBuilder):
     """Tiles and their masks in the order of path, y, x, those with a label; configure with `segmentation_config`."""
 
     VERSION = tfds.core.Version("1.2.0")  # raise it when the same files would give other tiles or notes
-    # Nothing is downloaded; TFDS would look for checksums with importlib_resources, which it does not install.
-    url_infos: ClassVar[dict] = {}  # pyright: ignore[reportIncompatibleVariableOverride, reportIncompatibleMethodOverride]
 
     def _info(self) -> tfds.core.DatasetInfo:
         config = self.builder_config
@@ -77,10 +74,6 @@ class SegmentationFolder(tfds.core.GeneratorBasedBuilder):
             disable_shuffling=True,
             metadata=tfds.core.MetadataDict(class_names=list(config.annotation.labels.classes)),
         )
-
-    def _split_generators(self, dl_manager):
-        del dl_manager
-        return {"train": self._generate_examples()}
 
     def _generate_examples(self) -> Iterator[tuple[int, dict]]:
         config = self.builder_config

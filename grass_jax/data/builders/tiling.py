@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -28,6 +28,17 @@ from grass_jax.data.statistics import PixelSample
 from grass_jax.data.tiles import tile_positions
 from grass_jax.data.workers import cores
 from grass_jax.report.progress import counter
+
+
+class LocalBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """A builder of what is on this machine already; without `_split_generators` of its own all of it is `train`."""
+
+    # Nothing is downloaded; TFDS would look for checksums with importlib_resources, which it does not install.
+    url_infos: ClassVar[dict] = {}  # pyright: ignore[reportIncompatibleVariableOverride, reportIncompatibleMethodOverride]
+
+    def _split_generators(self, dl_manager):
+        del dl_manager
+        return {"train": self._generate_examples()}
 
 
 class Layers(NamedTuple):
