@@ -18,7 +18,9 @@ from grass_jax.rendezvous import meet
 PATIENCE = 30  # seconds more that JAX's service is given, so that the sentence comes before its abort
 # words of the errors that the libraries between processes raise when one of these has gone
 EXCHANGES = ("Gloo", "NCCL", "heartbeat", "coordination service")
-LOST = 134  # exit code where another process has ended: that of JAX's own abort then (SIGABRT)
+# errors that would come again; others of JAX's runtime are those of a machine, this one's or another's
+OWN = ("INVALID_ARGUMENT", "UNIMPLEMENTED", "RESOURCE_EXHAUSTED")
+LOST = 134  # exit code where others have ended or have not come: that of JAX's own abort then (SIGABRT)
 LAST_WORDS = 2.0  # seconds that a failing first process leaves the others to say what they have failed of
 
 
@@ -56,7 +58,7 @@ def _join(seconds: float, *where: Any, **how: Any) -> None:
             "for every task of the cluster's job, all at once, and let the network pass between their hosts.\n"
         )
         sys.stderr.flush()
-        os._exit(1)
+        os._exit(LOST)
 
     timer = threading.Timer(seconds, end)
     timer.daemon = True
@@ -106,7 +108,8 @@ def failing_at_once() -> Iterator[None]:
 
     At the end of a program JAX waits up to five minutes for the other processes, and these wait for this one in their
     next step. Once it is gone they end too: at once, or when its heartbeat has been missing for 100 s. A status that
-    is a number (0, or that of a run told to stop) is an end that all processes come to, and changes nothing.
+    is a number (0, or that of a run told to stop) is an end that all processes come to, and changes nothing. An error
+    of JAX's runtime ends this one with `LOST`, as it may be another's end: a start from the checkpoint is the answer.
     """
     try:
         yield
@@ -114,8 +117,9 @@ def failing_at_once() -> Iterator[None]:
         told = isinstance(error, SystemExit)
         if not jax.distributed.is_initialized() or (told and not isinstance(error.code, str)):
             raise
-        lost = any(word in str(error) for word in EXCHANGES)
-        if lost:
+        gone = any(word in str(error) for word in EXCHANGES)
+        lost = gone or (isinstance(error, jax.errors.JaxRuntimeError) and not str(error).startswith(OWN))
+        if gone:
             what = " ".join(str(error).split())[:200]
             sys.stderr.write(
                 f"grass_jax: another process of this job has ended or does not answer ({what}); its own log says why, "

@@ -11,9 +11,14 @@ import time
 from grass_jax.config import ConfigError
 
 GREETING = "grass_jax"
+LATE = "grass_jax_late"  # begins what process 0 says where somebody has not come
 GO = "go"
 PAUSE = 0.2  # seconds between two tries to reach process 0
 ANSWER = 2.0  # seconds that a stranger at the port is listened to
+
+
+class NotMetError(ConfigError):
+    """The processes of a job have not met in time: to be tried again, as a machine that takes a place may be late."""
 
 
 def meet(coordinator: str, processes: int, process: int, *, seconds: float) -> None:
@@ -26,8 +31,9 @@ def meet(coordinator: str, processes: int, process: int, *, seconds: float) -> N
         seconds: how long to wait for the others.
 
     Raises:
-        ConfigError: in one sentence, the same in every process that has come: a number that is missing, doubled or out
-            of range, other counts, an address that cannot be reached or is taken.
+        NotMetError: in one sentence, the same in every process that has come: a number is missing, or the address
+            cannot be reached.
+        ConfigError: likewise: a number is doubled or out of range, counts differ, or the port is taken.
     """
     host, _, port = coordinator.rpartition(":")
     if not host or not port.isdecimal():
@@ -55,10 +61,10 @@ def _visit(host: str, port: int, greeting: str, seconds: float) -> None:
         word, _, text = answer.partition(" ")
         if word == GREETING and text == GO:
             return
-        if word == GREETING:
-            raise ConfigError(text)
+        if word in (GREETING, LATE):
+            raise (ConfigError if word == GREETING else NotMetError)(text)
         time.sleep(PAUSE)  # not there yet, or a job that is about to end still holds the port
-    raise ConfigError(
+    raise NotMetError(
         f"Process 0 has not been reached at {host}:{port} within {seconds:.0f} s ({why}): start it, give its address "
         "as --coordinator to every process, and let the network pass that port."
     )
@@ -75,7 +81,7 @@ def _receive(port: int, processes: int, seconds: float) -> None:
             "or another job may hold it; give every process its own --process, or all of them another port."
         ) from error
     lines: dict[int, socket.socket] = {}
-    end, fault = time.monotonic() + seconds, ""
+    end, fault = time.monotonic() + seconds, None
     with door:
         while not fault and len(lines) < processes - 1:
             door.settimeout(max(0.01, end - time.monotonic()))
@@ -83,7 +89,7 @@ def _receive(port: int, processes: int, seconds: float) -> None:
                 line, _ = door.accept()
             except TimeoutError:
                 missing = ", ".join(str(number) for number in range(1, processes) if number not in lines)
-                fault = (
+                fault = NotMetError(
                     f"Of {processes} processes, --process={missing} had not come after {seconds:.0f} s: start each "
                     f"number from 0 to {processes - 1} once, with --processes={processes}."
                 )
@@ -93,12 +99,12 @@ def _receive(port: int, processes: int, seconds: float) -> None:
                 for gone in [number for number, line in lines.items() if _has_gone(line)]:
                     lines.pop(gone).close()
         for line in lines.values():
-            _say(line, fault or GO)
+            _say(line, fault)
     if fault:
-        raise ConfigError(fault)
+        raise fault
 
 
-def _admit(line: socket.socket, lines: dict[int, socket.socket], processes: int) -> str:
+def _admit(line: socket.socket, lines: dict[int, socket.socket], processes: int) -> ConfigError | None:
     """Adds who has come to `lines`; returns what is wrong with it, if anything."""
     line.settimeout(ANSWER)
     try:
@@ -108,19 +114,19 @@ def _admit(line: socket.socket, lines: dict[int, socket.socket], processes: int)
         word, count, number = "", 0, 0
     if word != GREETING:  # something else that knocks at ports
         line.close()
-        return ""
+        return None
     fault = ""
     if count != processes:
         fault = f"Process {number} was started with --processes={count} and process 0 with {processes}: give the same."
     elif number in lines and not _has_gone(lines[number]):
         fault = f"Two processes were started with --process={number}: give each number from 0 to {processes - 1} once."
     if fault:
-        _say(line, fault)
-        return fault
+        _say(line, ConfigError(fault))
+        return ConfigError(fault)
     if number in lines:
         lines[number].close()
     lines[number] = line
-    return ""
+    return None
 
 
 def _has_gone(line: socket.socket) -> bool:
@@ -134,11 +140,12 @@ def _has_gone(line: socket.socket) -> bool:
         return True
 
 
-def _say(line: socket.socket, text: str) -> None:
+def _say(line: socket.socket, fault: ConfigError | None) -> None:
+    word = LATE if isinstance(fault, NotMetError) else GREETING
     with line:
         try:
             line.settimeout(ANSWER)
-            line.sendall(f"{GREETING} {text}\n".encode())
+            line.sendall(f"{word} {fault or GO}\n".encode())
         except OSError:
             pass  # it has gone; JAX's own service finds that out
 

@@ -94,7 +94,7 @@ def test_slurm_tasks_join_agree_and_fail_together(tmp_path):
 def test_a_slurm_task_without_the_others_ends_with_a_sentence(tmp_path):
     task = slurm_task(tmp_path / "found", 0, free_address(), seconds=2)
     text = task.communicate(timeout=200)[1]
-    assert task.returncode == 1
+    assert task.returncode == joining.LOST  # a node may be late: to be started again
     assert (
         text.strip()
         .splitlines()[-1]
@@ -115,6 +115,29 @@ def fails(error: Exception):
         raise error
 
     return fail
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (jax.errors.JaxRuntimeError("INTERNAL: the core halted unexpectedly"), joining.LOST),
+        (jax.errors.JaxRuntimeError("INVALID_ARGUMENT: shapes differ"), 1),
+        (jax.errors.JaxRuntimeError("FAILED_PRECONDITION: Gloo: connection closed by peer"), joining.LOST),
+        (RuntimeError("INTERNAL: a mistake of one's own"), 1),
+        (SystemExit("grass_jax: a full disk."), 1),
+    ],
+)
+def test_an_error_of_the_runtime_of_a_job_is_to_be_started_again(monkeypatch, capsys, error, code):
+    codes = []
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(joining.os, "_exit", codes.append)
+    monkeypatch.setattr(joining, "LAST_WORDS", 0.0)
+    with joining.failing_at_once():
+        raise error
+    assert codes == [code]
+    said = capsys.readouterr().err
+    assert ("Traceback" in said) == (not isinstance(error, SystemExit) and "Gloo" not in said)
+    assert str(error) in said
 
 
 def test_what_a_cluster_complains_of_is_one_sentence(monkeypatch):

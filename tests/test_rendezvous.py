@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from grass_jax.config import ConfigError
-from grass_jax.rendezvous import meet
+from grass_jax.rendezvous import NotMetError, meet
 
 
 @pytest.fixture
@@ -24,6 +24,8 @@ def outcomes(address: str, started: list[tuple[int, int]], *, seconds: float = 2
     def one(own: tuple[int, int]) -> str:
         try:
             meet(address, *own, seconds=seconds)
+        except NotMetError as error:
+            return f"late: {error}"
         except ConfigError as error:
             return str(error)
         return "met"
@@ -40,7 +42,7 @@ def test_all_numbers_meet_in_any_order(address):
 def test_what_is_missing_is_named_in_every_process(address):
     found = outcomes(address, [(4, 0), (4, 2)], seconds=1.0)
     assert found[0] == found[1]
-    assert found[0].startswith("Of 4 processes, --process=1, 3 had not come after 1 s")
+    assert found[0].startswith("late: Of 4 processes, --process=1, 3 had not come after 1 s")
 
 
 def test_a_number_given_twice_is_said_at_once(address):
@@ -63,7 +65,7 @@ def test_two_first_processes_and_other_counts_are_refused(address):
 def test_a_coordinator_that_is_not_there_is_named(address, where):
     port = address.rpartition(":")[2]
     (found,) = outcomes(f"{where}:{port}", [(2, 1)], seconds=0.5)
-    assert found.startswith(f"Process 0 has not been reached at {where}:{port} within 0 s (")
+    assert found.startswith(f"late: Process 0 has not been reached at {where}:{port} within 0 s (")
 
 
 def test_strangers_at_the_port_and_processes_that_were_restarted_do_no_harm(address):
