@@ -2,6 +2,7 @@
 
 import signal
 import sys
+from typing import Any
 
 import jax
 from absl import app, flags
@@ -13,10 +14,11 @@ from grass_jax.checkpoints.reading import DamagedError
 from grass_jax.checkpoints.saving import ResumeError, SaveError
 from grass_jax.comparison import run as compare
 from grass_jax.config import ConfigError
-from grass_jax.data.faults import DataError
+from grass_jax.data.faults import DataError, cause_of
 from grass_jax.interop import export
-from grass_jax.joining import failing_at_once, leave
+from grass_jax.joining import LOST, failing_at_once, leave
 from grass_jax.planning import dry_run
+from grass_jax.rendezvous import NotMetError
 from grass_jax.report.atomic import DiskFullError
 from grass_jax.report.terminal import show_plain_messages
 from grass_jax.segment import apply, finetune
@@ -54,8 +56,15 @@ def main(_: list[str]) -> None:
         sharding.initialize(COORDINATOR.value, PROCESSES.value, PROCESS.value)
         (dry_run.run if DRY_RUN.value else TASKS[config.task])(config, workdir)
         sharding.wait_for_all()  # JAX waits five minutes for the last process, and then aborts the others
+    except NotMetError as error:
+        print(f"grass_jax: {error}", file=sys.stderr)
+        sys.exit(LOST)
     except EXPLAINED as error:
         sys.exit(f"grass_jax: {error}")
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        sys.exit(f"grass_jax: {in_less_memory(config)} ({cause_of(error)}).")
     except Stopped as stop:
         print(f"grass_jax: {stop}", file=sys.stderr)
         sys.exit(stop.code)
@@ -64,6 +73,17 @@ def main(_: list[str]) -> None:
         goes_on = f" goes on from the newest checkpoint in {workdir}" if resumes else " starts over"
         print(f"grass_jax: interrupted; the same command{goes_on}.", file=sys.stderr)
         leave(EXIT_CODES[signal.SIGINT])
+
+
+def in_less_memory(config: Any) -> str:
+    """Says what to change where the memory of a device is too small."""
+    parts = 4 * config.get("micro_batches", 0)
+    if not parts:
+        return "the device's memory is too small: lower batch_size; --dry_run says the largest one of a training"
+    return (
+        "the device's memory is too small for this batch: --dry_run says the largest config.batch_size that fits, and "
+        f"config.micro_batches={parts} keeps the batch and holds 1/{parts} of it at a time"
+    )
 
 
 def parse(arguments: list[str]) -> list[str]:

@@ -18,7 +18,7 @@ import pytest
 
 from grass_jax.report.log import read_metrics
 from grass_jax.state import load_encoder
-from grass_jax.stopping import EXIT_CODES
+from grass_jax.stopping import EXIT_CODES, Signals
 
 ROOT = Path(__file__).parents[1]
 
@@ -80,25 +80,16 @@ importlib.machinery.PathFinder.find_spec = lambda name, *rest: (
     assert "orbax" not in done.stderr
 
 
-@pytest.mark.parametrize(
-    ("flag", "words"),
-    [
-        ("--config.batch_size=0", "config.batch_size must be a whole number of at least 2, not 0"),
-        ("--config.data.path=/nowhere", "config.data.path must be a folder of images"),
-        ("--config.gs.epoch=3", "no key 'epoch'"),
-        ("--config=configs/none.py", "No such file"),
-        ("--processes=2", "--coordinator"),
-        ("config.batch_size=4", "--config.KEY=VALUE"),
-        ("--config=configs/gs.py:huge", "huge"),
-    ],
-)
-def test_a_mistake_is_answered_before_any_work(flags, tmp_path, flag, words):
-    done = run(*flags, flag, f"--workdir={tmp_path / 'run'}")
-    assert done.returncode != 0
-    (line,) = done.stderr.strip().splitlines()
-    assert line.startswith("grass_jax: ")
-    assert words in line
-    assert not (tmp_path / "run").exists()
+def test_a_run_under_nohup_ignores_the_end_of_its_terminal():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Signals() as signals:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+            assert signals.received is None
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def logged(workdir: Path) -> int:

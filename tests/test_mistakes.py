@@ -1,0 +1,91 @@
+"""What `python main.py` answers to a command that cannot be run, and to a run that cannot go on."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+# Answers many command lines one after the other, each in a fork of a process that has imported main.py.
+ANSWERS = """
+import json, os, sys
+import jax, main
+from absl import app
+from grass_jax.rendezvous import NotMetError
+
+def fails(error):
+    def fail(*_, **__):
+        raise error
+    return fail
+
+codes = []
+for arguments, broken, log in json.loads(sys.argv[1]):
+    child = os.fork()
+    if not child:
+        os.dup2(os.open(log, os.O_CREAT | os.O_WRONLY), 2)
+        sys.argv = ["main.py", *arguments]
+        exec(broken)
+        app.run(main.main, flags_parser=main.parse)
+    codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+print(json.dumps(codes))
+"""
+
+
+def answers(cases: list[tuple[list[str], str]], folder: Path) -> list[tuple[int, str]]:
+    """Exit code and standard error of main.py for command lines, each with code that breaks something before it."""
+    logs = [str(folder / f"log{number}") for number in range(len(cases))]
+    given = json.dumps([[*case, log] for case, log in zip(cases, logs, strict=True)])
+    environment = os.environ | {"XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", ANSWERS, given], cwd=ROOT, env=environment, stdout=subprocess.PIPE, timeout=300
+    )
+    return list(zip(json.loads(done.stdout), (Path(log).read_text() for log in logs), strict=True))
+
+
+MISTAKES = {
+    "--config.batch_size=0": "config.batch_size must be a whole number of at least 2, not 0",
+    "--config.data.path=/nowhere": "config.data.path must be a folder of images",
+    "--config.gs.epoch=3": "no key 'epoch'",
+    "--config=configs/none.py": "No such file",
+    "--processes=2": "--coordinator",
+    "config.batch_size=4": "--config.KEY=VALUE",
+    "--config=configs/gs.py:huge": "huge",
+}
+
+
+def test_a_mistake_is_answered_before_any_work(tmp_path):
+    job = ["--config=configs/gs.py:folder", f"--config.data.path={tmp_path}", f"--workdir={tmp_path / 'run'}"]
+    cases = [([*job, flag], "") for flag in MISTAKES]
+    for words, (code, said) in zip(MISTAKES.values(), answers(cases, tmp_path), strict=True):
+        (line,) = said.strip().splitlines()
+        assert line.startswith("grass_jax: ")
+        assert words in line
+        assert code == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_ends_a_run_is_told_by_its_code_and_one_sentence(tmp_path):
+    """Others that are late ask for another start; too little memory for another batch; the rest keeps its traceback."""
+    late = "main.sharding.initialize = fails(NotMetError('nobody came.'))"
+    breaks = "main.TASKS[{!r}] = fails(jax.errors.JaxRuntimeError({!r}))"
+    full = "RESOURCE_EXHAUSTED: Out of memory\nallocating 9 bytes."
+    advice = "--dry_run says the largest config.batch_size that fits, and config.micro_batches=8 keeps"
+    cases = [
+        (["--config=configs/gs.py"], late),
+        (["--config=configs/gs.py", "--config.micro_batches=2"], breaks.format("pretrain", full)),
+        (["--config=configs/segment.py"], breaks.format("segment", full)),
+        (["--config=configs/segment.py"], breaks.format("segment", "INTERNAL: a fault")),
+    ]
+    cases = [([*arguments, f"--workdir={tmp_path}"], broken) for arguments, broken in cases]
+    (met, nobody), (pretrained, micro), (tuned, smaller), (failed, trace) = answers(cases, tmp_path)
+    assert (met, pretrained, tuned, failed) == (134, 1, 1, 1)
+    assert nobody == "grass_jax: nobody came.\n"
+    for said, words in ((micro, advice), (smaller, "lower batch_size")):
+        (line,) = said.splitlines()
+        assert line.startswith("grass_jax: the device's memory is too small")
+        assert line.endswith("(RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.).")
+        assert words in line
+    assert trace.startswith("Traceback")
+    assert "INTERNAL: a fault" in trace
