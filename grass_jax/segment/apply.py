@@ -22,7 +22,7 @@ from grass_jax.segment.labelled_data import open_all_scenes, open_data
 from grass_jax.segment.map_writer import OutputError
 from grass_jax.segment.model import Segmentation, load_segmenter
 from grass_jax.segment.predict import predict_files
-from grass_jax.sharding import local_mesh
+from grass_jax.sharding import local_mesh, sum_over_processes
 
 DEMONSTRATION = 950  # seed of the landscape that is mapped when no image is given; nothing has trained on it
 
@@ -99,10 +99,11 @@ def predict_images(config: Any, workdir: str | Path) -> dict[str, Any]:
         workdir: where the maps go when `config.output` is empty.
 
     Returns:
-        `written`: pixels of each class by map; `skipped`: reasons by image.
+        Of this process, `written`: pixels of each class by map; `skipped`: reasons by image.
 
     Raises:
-        ConfigError: a key or value that cannot be run, or images of which none could be mapped.
+        ConfigError: a key or value that cannot be run, or, in all processes when all are done, images that could not be
+            mapped.
     """
     check(config)
     network = _network(config)
@@ -136,11 +137,11 @@ def predict_images(config: Any, workdir: str | Path) -> dict[str, Any]:
         total = max(1, sum(counts.values()))
         shares = ", ".join(f"{name} {100 * count / total:.1f} %" for name, count in counts.items() if count)
         logging.info("%s: %s", path, shares or "no pixel with data")
-    if outcome.skipped:
-        raise ConfigError(
-            f"{len(outcome.skipped)} of {len(outcome.skipped) + len(outcome.written)} images could not be mapped, see "
-            "above; the others are done."
-        )
+    # one that raised alone would end the others in the middle of their images
+    written, skipped = sum_over_processes(np.array([len(outcome.written), len(outcome.skipped)], np.int64)).tolist()
+    if skipped:
+        where = "see above" if jax.process_count() == 1 else "see the logs of all processes"
+        raise ConfigError(f"{skipped} of {skipped + written} images could not be mapped, {where}; the others are done.")
     return outcome._asdict()
 
 

@@ -3,6 +3,7 @@ import logging
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import numpy as np
@@ -15,7 +16,11 @@ from rasterio.control import GroundControlPoint
 from rasterio.crs import CRS
 from rasterio.errors import NotGeoreferencedWarning
 
+from configs import predict as predict_config
+from grass_jax.bands import RGB
+from grass_jax.config import ConfigError
 from grass_jax.data.rasters import UnusableImageError, open_scene
+from grass_jax.segment import apply
 from grass_jax.segment.map_writer import OutputError, choose_nodata, encode_probabilities
 from grass_jax.segment.predict import predict_file, predict_files
 
@@ -210,6 +215,21 @@ def test_what_cannot_be_read_is_named_and_skipped(tmp_path, caplog):
     assert names == ["d.png", "d.tif", "d.tif.aux.xml"]
     with pytest.raises(UnusableImageError, match=r"b\.tif: the file is empty"):
         predict_file(forward, folder / "b.tif", tmp_path / "out", **SETTINGS)
+
+
+def test_what_any_process_has_skipped_is_said_by_all_when_all_are_done(tmp_path, monkeypatch):
+    for name in ("a", "b"):
+        write_tiff(tmp_path / f"{name}.tif", pixels(40, 50))
+    network = SimpleNamespace(bands=RGB, classes=CLASSES, colours=COLOURS, window=32, gsd=None)
+    network.forward = lambda mesh: forward
+    monkeypatch.setattr(apply, "_network", lambda config: network)
+    config = predict_config.get_config()
+    config.update({"input": str(tmp_path), "output": str(tmp_path / "out"), "quicklook": False})
+    assert len(apply.predict_images(config, tmp_path)["written"]) == 2
+    for others, done in (([3, 1], "1 of 6"), ([0, 4], "4 of 6")):
+        monkeypatch.setattr(apply, "sum_over_processes", np.array(others).__add__)
+        with pytest.raises(ConfigError, match=f"^{done} images could not be mapped, see .*; the others are done"):
+            apply.predict_images(config, tmp_path)
 
 
 @pytest.mark.parametrize("place", ["file", "file/out", "/proc/self"])  # nobody can write to the last
