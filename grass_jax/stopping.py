@@ -1,7 +1,8 @@
-"""Stopping in good order: SIGTERM and Ctrl-C end the step and save, and all processes do so after the same step.
+"""Stopping in good order: a signal ends the step and saves, and all processes do so after the same step.
 
-Spot machines, Slurm and Kubernetes send SIGTERM some time before they kill. JAX has a pre-emption service of its own;
-it swallows every later SIGTERM, knows no Ctrl-C and cannot speak while a step compiles, so the flag goes round here.
+Spot machines, Slurm and Kubernetes send SIGTERM some time before they kill, Ctrl-C sends SIGINT, and a terminal that
+closes, or an ssh connection that breaks, sends SIGHUP. JAX has a pre-emption service of its own; it swallows every
+later SIGTERM, knows no Ctrl-C and cannot speak while a step compiles, so the flag goes round here.
 """
 
 import os
@@ -20,7 +21,7 @@ from absl import logging
 from grass_jax.sharding import sum_over_processes
 
 # EX_TEMPFAIL of sysexits.h, "try again later", which a scheduler can be told to restart; a shell's code for Ctrl-C
-EXIT_CODES = {signal.SIGTERM: 75, signal.SIGINT: 130}
+EXIT_CODES = {signal.SIGTERM: 75, signal.SIGINT: 130, signal.SIGHUP: 75}
 APART = 1.0  # seconds: launchers pass on a signal that the whole process group has got, and that is one signal
 TOGETHER = 5.0  # seconds between two questions to the other processes; spot machines give 30 or more
 
@@ -41,10 +42,10 @@ class Stopped(Exception):
 
 
 class Signals:
-    """While entered, notes the first SIGTERM or SIGINT; the next one ends the program as ever.
+    """While entered, notes the first signal; another SIGTERM or SIGINT ends the program as ever.
 
-    A thread says at once what will happen, since Python's own handlers wait while a step compiles. Outside the main
-    thread, as in some notebooks, nothing is changed.
+    What was started with `nohup` goes on ignoring SIGHUP. A thread says at once what will happen, since Python's own
+    handlers wait while a step compiles. Outside the main thread, as in some notebooks, nothing is changed.
 
     Args:
         what: names what is finished first, for the message.
@@ -63,7 +64,8 @@ class Signals:
         self._read, self._write = socket.socketpair()
         self._write.setblocking(False)
         self._fd = signal.set_wakeup_fd(self._write.fileno(), warn_on_full_buffer=False)
-        self._before = {signum: signal.signal(signum, self._note) for signum in EXIT_CODES}
+        noted = [s for s in EXIT_CODES if s != signal.SIGHUP or signal.getsignal(s) != signal.SIG_IGN]
+        self._before = {signum: signal.signal(signum, self._note) for signum in noted}
         self._speaker = threading.Thread(target=self._speak, name="signals", daemon=True)
         self._speaker.start()
         return self

@@ -12,6 +12,7 @@ import grain
 from absl import flags, logging
 
 from grass_jax.data.faults import DataError
+from grass_jax.stopping import EXIT_CODES
 
 DEATHS = 3  # in a row, without a batch in between, before the run stops
 BUFFER = 2  # batches that each process keeps ready
@@ -32,7 +33,8 @@ def in_processes(data: grain.IterDataset, workers: int) -> grain.IterDataset:
 
 def _begin(index: int, count: int) -> None:
     del index, count
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process of a terminal: the run decides
+    for signum in EXIT_CODES:  # they reach every process of a terminal, a Slurm step or a container: the run decides
+        signal.signal(signum, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

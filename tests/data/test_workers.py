@@ -105,7 +105,8 @@ def test_a_worker_that_is_killed_changes_no_batch_and_leaves_nothing_behind(tmp_
         for step, batch in enumerate(batches(source, **options, workers=2)):
             found.append(digest(batch))
             if step == 2:
-                os.kill(workers()[0], signal.SIGINT)  # as Ctrl-C does: for the run to decide
+                for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # as to a whole group: the run decides
+                    os.kill(workers()[0], signum)
             if step in (5, 12):
                 os.kill(workers()[step % 2], signal.SIGKILL)
         print(found == expected, len(found), workers())
