@@ -1,5 +1,6 @@
 """Runs what a config names: `python main.py --config=configs/gs.py`."""
 
+import contextlib
 import signal
 import sys
 from typing import Any
@@ -66,7 +67,8 @@ def main(_: list[str]) -> None:
             raise
         sys.exit(f"grass_jax: {in_less_memory(config)} ({cause_of(error)}).")
     except Stopped as stop:
-        print(f"grass_jax: {stop}", file=sys.stderr)
+        with contextlib.suppress(OSError):  # of a terminal that has closed
+            print(f"grass_jax: {stop}", file=sys.stderr)
         sys.exit(stop.code)
     except KeyboardInterrupt:
         resumes = "phases" in config or config.task == "compare"
