@@ -6,6 +6,8 @@ of a path (`/`, `exists`, `is_dir`, `iterdir`, `read_text`, `write_bytes`, `unli
 
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,6 +16,8 @@ import jax
 from grass_jax.config import ConfigError
 
 LIBRARIES = {"gs": "gcsfs", "s3": "s3fs"}  # what fsspec reads each of them with
+# packages behind a bucket whose errors are not all OSErrors
+BEHIND = {"fsspec", "gcsfs", "s3fs", "aiohttp", "aiobotocore", "botocore", "google", "requests", "urllib3"}
 
 
 class BucketError(FileNotFoundError):
@@ -84,10 +88,8 @@ def existing(path: str | os.PathLike) -> Path:
     """
     found = place(path, absolute=True)
     if scheme_of(path):
-        try:
+        with answering(path):
             there = found.exists()
-        except Exception as error:  # every library has errors of its own
-            raise BucketError(_unreachable(path, error)) from error
         if not there:
             raise BucketError(f"There is no {path}: correct the name of the bucket or of what is in it.")
     return found
@@ -114,11 +116,9 @@ def open_workdir(workdir: str | os.PathLike) -> Path:
                 f"--workdir={workdir} is for one process: several share a gs:// workdir or a disk that all of them see."
             )
         probe = found / f".written_by_process_{jax.process_index()}"
-        try:
+        with answering(workdir):
             probe.write_bytes(b"")
             probe.unlink()
-        except Exception as error:
-            raise BucketError(_unreachable(workdir, error)) from error
     except BucketError as error:
         raise ConfigError(f"--workdir: {error}") from error
     return found
@@ -153,9 +153,29 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "grass_jax"
 
 
-def _unreachable(path: str | os.PathLike, error: Exception) -> str:
-    reason = " ".join(str(error).split()) or type(error).__name__
-    return (
-        f"{path} cannot be reached ({reason.removesuffix('.')}): correct its name, or give this machine credentials "
-        "and a network for it."
-    )
+def of_storage(error: BaseException) -> bool:
+    """Says whether an error is one of a disk, a network or a bucket's library, and none of the program."""
+    packages = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
+    return isinstance(error, OSError) or not packages.isdisjoint(BEHIND)
+
+
+@contextmanager
+def answering(path: str | os.PathLike) -> Iterator[None]:
+    """Turns whatever the block's calls for a bucket raise into one sentence; nothing changes for this machine's paths.
+
+    Args:
+        path: what is read or written in the block.
+
+    Raises:
+        BucketError: it is in a bucket and cannot be reached.
+    """
+    try:
+        yield
+    except Exception as error:  # every library has errors of its own
+        if not scheme_of(path):
+            raise
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise BucketError(
+            f"{path} cannot be reached ({reason.removesuffix('.')}): correct its name, or give this machine "
+            "credentials and a network for it."
+        ) from error

@@ -2,12 +2,14 @@
 
 import threading
 from collections import deque
+from contextlib import suppress
 from io import FileIO
 from pathlib import Path
 
 from absl import logging
 
 from grass_jax.buckets import filesystem
+from grass_jax.report.atomic import FULL
 
 MOST_WAITING = 100_000  # records in memory while the disk is full; the oldest go first then
 
@@ -15,8 +17,8 @@ MOST_WAITING = 100_000  # records in memory while the disk is full; the oldest g
 class AppendedFile:
     """A file to append to, which is opened when there is something to write; no call raises.
 
-    What cannot be written waits in memory and is written when there is room again, from the byte on at which the disk
-    was full: no record is torn. The first failure and the recovery are said, and what was lost.
+    What cannot be written waits in memory and is written when there is room again, or the disk is back, from the byte
+    on at which that ended: no record is torn. The first failure and the recovery are said, and what was lost.
 
     Args:
         path: of the file, on this machine; its folder is made when it is missing.
@@ -44,6 +46,10 @@ class AppendedFile:
         try:
             self._write_waiting()
         except OSError as error:
+            if error.errno not in FULL and self._file is not None:  # after a remount only a new handle works
+                with suppress(OSError):
+                    self._file.close()
+                self._file = None
             if not self._failing:
                 logging.warning(
                     "%s cannot be written (%s): what comes is kept in memory and written when that has changed.",

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from grass_jax.buckets import filesystem, scheme_of
+from grass_jax.buckets import answering, filesystem, scheme_of
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -34,6 +34,7 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
 
     Raises:
         DiskFullError: there is no room for it.
+        BucketError: it is in a bucket that does not take it; an OSError, too.
     """
     try:
         with _sent(path) if scheme_of(path) else _renamed(Path(path)) as temporary:
@@ -62,4 +63,5 @@ def _sent(path: str | os.PathLike) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="grass_jax_") as folder:
         temporary = Path(folder) / os.fspath(path).rpartition("/")[2]
         yield temporary
-        filesystem(path).put_file(str(temporary), os.fspath(path))
+        with answering(path):
+            filesystem(path).put_file(str(temporary), os.fspath(path))

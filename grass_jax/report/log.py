@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from grass_jax.buckets import place, scheme_of
+from grass_jax.buckets import answering, place, scheme_of
 from grass_jax.report.appended import AppendedFile, Uploads
 from grass_jax.report.atomic import DiskFullError, replacing
 
@@ -53,8 +53,9 @@ class MetricsLog:
         if scheme_of(workdir):
             self._copies, lines = Path(tempfile.mkdtemp(prefix="grass_jax_log_")), folder / METRICS_FILE
             folder = self._copies
-            if lines.exists():
-                (folder / METRICS_FILE).write_bytes(lines.read_bytes())
+            with answering(lines):
+                if lines.exists():
+                    (folder / METRICS_FILE).write_bytes(lines.read_bytes())
             self._uploads = Uploads(folder, os.fspath(workdir))
         self._lines = AppendedFile(folder / METRICS_FILE)
         self._lines.write(begin)
@@ -143,12 +144,16 @@ def read_metrics(workdir: str | os.PathLike) -> list[dict[str, Any]]:
 
     Returns:
         One dict per logged step in the order of the steps, null as None; empty when nothing has been logged.
+
+    Raises:
+        BucketError: it is in a bucket that does not answer; an OSError, too.
     """
     path = place(workdir) / METRICS_FILE
-    if not path.exists():
-        return []
-    with path.open("rb") as lines:
-        return _each_step_once(_records(lines))
+    with answering(path):
+        if not path.exists():
+            return []
+        with path.open("rb") as lines:
+            return _each_step_once(_records(lines))
 
 
 def write_json(path: str | os.PathLike, content: Any) -> None:
@@ -161,6 +166,7 @@ def write_json(path: str | os.PathLike, content: Any) -> None:
 
     Raises:
         DiskFullError: there is no room for it.
+        BucketError: it is in a bucket that does not take it; an OSError, too.
     """
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(_plain(content), indent=2, allow_nan=False) + "\n", encoding="utf-8")
@@ -168,9 +174,8 @@ def write_json(path: str | os.PathLike, content: Any) -> None:
 
 def _forget_after(path: Path, start_step: int) -> None:
     """Rewrites the file without the steps after `start_step` and without damaged lines."""
-    if not path.exists():
-        return
-    before = path.read_bytes()
+    with answering(path):
+        before = path.read_bytes() if path.exists() else b""
     records = _each_step_once(_records(before.splitlines()))
     kept = [record for record in records if record["step"] <= start_step]
     after = "".join(json.dumps(record) + "\n" for record in kept).encode()
