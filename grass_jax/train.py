@@ -158,6 +158,7 @@ def train(
                         raise DivergedError(f"The state after step {i + 1} is not finite.")
                     numbers = run_hooks(due, phase, i + 1, state, task, log)
                     if save:
+                        log.flush()  # what the hooks have added
                         surely = verdict.stop or i + 1 == end
                         (checkpoints.save_surely if surely else checkpoints.save)(i + 1, state, numbers, saved)
                         watch.saved()
