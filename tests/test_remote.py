@@ -13,10 +13,19 @@ import numpy as np
 import pytest
 
 from grass_jax import pretrain, sharding
-from grass_jax.buckets import BucketError, existing, filesystem, on_this_machine, open_workdir, place, scheme_of
+from grass_jax.buckets import (
+    BucketError,
+    answering,
+    existing,
+    filesystem,
+    on_this_machine,
+    open_workdir,
+    place,
+    scheme_of,
+)
 from grass_jax.checkpoints.in_s3 import CopiedCheckpoints, steps_in_bucket
 from grass_jax.checkpoints.reading import kept_steps
-from grass_jax.checkpoints.saving import Checkpoints
+from grass_jax.checkpoints.saving import Checkpoints, SaveError
 from grass_jax.config import ConfigError
 from grass_jax.data.remote import local_folder
 from grass_jax.report.atomic import replacing
@@ -101,6 +110,31 @@ def test_a_bucket_that_does_not_answer_is_one_sentence(monkeypatch):
         "s3://bucket/run cannot be reached (Unable to locate credentials): correct its name, or give this machine "
         "credentials and a network for it."
     )
+
+
+def test_what_a_library_raises_is_an_error_as_a_disk_has_them(tmp_path, monkeypatch):
+    """Who goes on without a file that cannot be written catches OSError."""
+
+    class Unanswered:
+        def __truediv__(self, _):
+            return self
+
+        def __fspath__(self):
+            return "gs://bucket/run"
+
+        def exists(self):
+            raise LookupError("503")  # in place of a kind of the library's own
+
+        def put_file(self, *_):
+            raise LookupError("503")
+
+    monkeypatch.setattr("grass_jax.report.log.place", lambda _: Unanswered())
+    monkeypatch.setattr("grass_jax.report.atomic.filesystem", lambda _: Unanswered())
+    for call in (read_metrics, MetricsLog, lambda path: write_json(path, {})):
+        with pytest.raises(OSError, match=r"^gs://bucket/run\S* cannot be reached \(503\): correct"):
+            call("gs://bucket/run")
+    with pytest.raises(LookupError), answering(tmp_path):
+        raise LookupError
 
 
 def test_a_bucket_that_is_not_there_is_one_sentence(scheme, folder):
@@ -241,6 +275,43 @@ def test_checkpoints_that_cannot_be_sent_stay_on_this_machine(scheme, folder, mo
     assert "could not send its checkpoint of step 1" in caplog.text
     assert (again.folder.with_name("unsent") / "1").is_dir()
     again.close()
+
+
+def failing(monkeypatch, checkpoints, times):
+    """Lets the first sendings of checkpoints fail; returns the list that counts all."""
+    tried, send = [], checkpoints._copies._send
+
+    def fail_first():
+        tried.append(len(tried))
+        if len(tried) <= times:
+            raise ConnectionError("gone")
+        send()
+
+    monkeypatch.setattr(checkpoints._copies, "_send", fail_first)
+    return tried
+
+
+def test_a_checkpoint_is_in_the_bucket_once_it_is_written(scheme, folder):
+    """And not with the next one: a machine may go for good."""
+    with Checkpoints(folder) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(step, jax.device_put(state(step), everywhere()))
+            checkpoints.wait()
+            assert kept_steps(folder)[-1] == step
+
+
+def test_the_last_state_is_sent_again_until_the_bucket_takes_it(scheme, folder, monkeypatch):
+    only_s3(scheme)
+    waited = []
+    with Checkpoints(folder) as checkpoints:
+        tried = failing(monkeypatch, checkpoints, 2)
+        checkpoints.save_surely(1, jax.device_put(state(1), everywhere()), pause=7, sleep=waited.append)
+        assert (waited, len(tried), kept_steps(folder)) == ([7, 7], 3, [1])
+    checkpoints = Checkpoints(folder)
+    checkpoints._copies._patience = 0
+    failing(monkeypatch, checkpoints, 99)
+    with pytest.raises(SaveError, match=rf"saved in {folder}/checkpoints: .* goes on from step 1\.$"), checkpoints:
+        checkpoints.save_surely(2, jax.device_put(state(2), everywhere()), patience=0)
 
 
 def test_several_processes_need_another_bucket_than_s3(scheme, folder, monkeypatch):

@@ -27,11 +27,13 @@ class CopiedCheckpoints:
         pause: seconds between two tries.
 
     Attributes:
+        remote: the folder in the bucket.
         folder: on this machine; what an earlier session left in it is replaced.
+        failing: whether the bucket lacks what the folder holds.
     """
 
     def __init__(self, remote: str, *, patience: float = 300.0, pause: float = 10.0):
-        self._remote, self._files, self._patience, self._pause = remote, filesystem(remote), patience, pause
+        self.remote, self._files, self._patience, self._pause = remote, filesystem(remote), patience, pause
         self.folder = cache_folder() / hashlib.sha256(remote.encode()).hexdigest()[:16] / "checkpoints"
         self.failing, sent = False, steps_in_bucket(remote)
         self._keep_unsent(sent[-1] if sent else 0)
@@ -40,8 +42,13 @@ class CopiedCheckpoints:
             _fetch(remote, step, self.folder)
         self._sent = {step: self._version(step) for step in sent}
 
+    @property
+    def latest(self) -> int:
+        """The newest step that has arrived in the bucket; 0 where none has."""
+        return max(self._sent, default=0)
+
     def send(self) -> None:
-        """Makes the bucket hold the steps that the folder holds; orbax calls it whenever it has written one.
+        """Makes the bucket hold the steps that the folder holds; the manager calls it whenever one has been written.
 
         A bucket that does not answer is said once and tried again by the next call.
         """
@@ -50,12 +57,12 @@ class CopiedCheckpoints:
         except Exception as error:  # the library's own kinds, and the network's
             if not self.failing:
                 logging.warning(
-                    "%s takes no checkpoint (%s): they stay in %s until it does.", self._remote, error, self.folder
+                    "%s takes no checkpoint (%s): they stay in %s until it does.", self.remote, error, self.folder
                 )
             self.failing = True
         else:
             if self.failing:
-                logging.info("%s takes checkpoints again: all are there.", self._remote)
+                logging.info("%s takes checkpoints again: all are there.", self.remote)
             self.failing = False
 
     def close(self) -> None:
@@ -66,7 +73,7 @@ class CopiedCheckpoints:
             time.sleep(self._pause)
             self.send()
         if self.failing:
-            logging.warning("%s has not taken the newest checkpoints: they are in %s.", self._remote, self.folder)
+            logging.warning("%s has not taken the newest checkpoints: they are in %s.", self.remote, self.folder)
         else:
             shutil.rmtree(self.folder, ignore_errors=True)
             with suppress(OSError):  # it may hold what was damaged
@@ -78,18 +85,18 @@ class CopiedCheckpoints:
             self._remove(step)  # one that was damaged, or what an upload that was cut short has left
             for path in (self.folder / str(step)).rglob("*"):
                 if path.is_file():
-                    self._files.put_file(str(path), f"{self._remote}/{path.relative_to(self.folder).as_posix()}")
-            self._files.pipe_file(f"{self._remote}/{step}/{MARK}", b"All files of this step are here.\n")
+                    self._files.put_file(str(path), f"{self.remote}/{path.relative_to(self.folder).as_posix()}")
+            self._files.pipe_file(f"{self.remote}/{step}/{MARK}", b"All files of this step are here.\n")
             self._sent[step] = here[step]
         for step in sorted(set(self._sent) - set(here)):
             self._remove(step)
 
     def _remove(self, step: int) -> None:
         self._sent.pop(step, None)
-        if self._files.exists(f"{self._remote}/{step}/{MARK}"):
-            self._files.rm_file(f"{self._remote}/{step}/{MARK}")
-        if self._files.exists(f"{self._remote}/{step}"):
-            self._files.rm(f"{self._remote}/{step}", recursive=True)
+        if self._files.exists(f"{self.remote}/{step}/{MARK}"):
+            self._files.rm_file(f"{self.remote}/{step}/{MARK}")
+        if self._files.exists(f"{self.remote}/{step}"):
+            self._files.rm(f"{self.remote}/{step}", recursive=True)
 
     def _version(self, step: int) -> bytes:
         """What tells a step from one that is saved under its number later."""
@@ -106,7 +113,7 @@ class CopiedCheckpoints:
             self.folder.rename(unsent)
             logging.warning(
                 "An earlier session could not send its checkpoint of step %d, now in %s: going on from step %d of %s.",
-                *(max(left), unsent, newest, self._remote),
+                *(max(left), unsent, newest, self.remote),
             )
         shutil.rmtree(self.folder, ignore_errors=True)
 

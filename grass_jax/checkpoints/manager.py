@@ -34,13 +34,14 @@ class Manager(ocp.CheckpointManager):
             policies.append(
                 keep_policy.BestN(get_metric_fn=lambda m: m[best], n=1, keep_checkpoints_without_metrics=False)
             )
+        self._after_writing = after_writing
         super().__init__(
             folder,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=keep_policy.AnyPreservationPolicy(policies),
                 best_fn=None if best is None else lambda m: m[best],  # without it the numbers are not written
                 enable_async_checkpointing=True,
-                async_options=ocp.AsyncOptions(timeout_secs=600, post_finalization_callback=after_writing),
+                async_options=ocp.AsyncOptions(timeout_secs=600),
             ),
         )
 
@@ -58,6 +59,12 @@ class Manager(ocp.CheckpointManager):
         except ValueError:
             known = super()._load_checkpoint_infos(skip_metadata_read=True)
             return [dataclasses.replace(info, metrics=self.metrics(info.step)) for info in known]
+
+    def _finalize_checkpoint(self, step: int) -> None:
+        """Calls `after_writing`; orbax's own callback comes before a checkpoint has its name."""
+        super()._finalize_checkpoint(step)
+        if self._after_writing is not None:
+            self._after_writing()
 
     def reached_preemption(self, step: int) -> bool:
         """Never: stopping.py says so; asked from a background thread it would mix up the steps."""

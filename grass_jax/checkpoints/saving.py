@@ -6,7 +6,6 @@ keys are functions of the step, so there is nothing else to store. With the stat
 one that does not hold what was saved is skipped for the one before it and moved aside. A save that fails costs no step.
 """
 
-import secrets
 import shutil
 import time
 from collections.abc import Callable
@@ -20,18 +19,19 @@ import orbax.checkpoint as ocp
 from absl import logging
 from jax.sharding import Sharding
 
-from grass_jax.buckets import move_folder, place, scheme_of
+from grass_jax.buckets import move_folder, of_storage, place, scheme_of
 from grass_jax.checkpoints import fingerprint
-from grass_jax.checkpoints.disk_space import too_little_space
+from grass_jax.checkpoints.disk_space import obstacle
 from grass_jax.checkpoints.in_s3 import CopiedCheckpoints
 from grass_jax.checkpoints.manager import Manager
 from grass_jax.checkpoints.reading import cause, checked
-from grass_jax.sharding import agree, sum_over_processes, wait_for_all
+from grass_jax.checkpoints.shared_folder import refuse_other_folders
+from grass_jax.sharding import sum_over_processes, wait_for_all
 
 ASIDE = "damaged_checkpoints"  # folder of the run that takes what cannot be read
 HALF_WRITTEN = ".orbax-checkpoint-tmp"
-# what orbax and tensorstore raise for a disk that is full, gone or read-only; a wrong call raises other things
-WRITE_ERRORS = (OSError, ValueError, RuntimeError)
+# what orbax and tensorstore raise, beside the storage's own, for a disk that is full, gone or read-only
+WRITE_ERRORS = (ValueError, RuntimeError)
 
 
 class ResumeError(ValueError):
@@ -84,14 +84,17 @@ class Checkpoints:
         self.wait()
         scored = {self._best: numbers[self._best]} if self._best and numbers and self._best in numbers else None
         saved = fingerprint.inspect(state)[1] if saved is None else saved
-        why = too_little_space(self._folder, sum(leaf.nbytes for leaf in jax.tree.leaves(state)))
+        size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+        why = "it is there already" if step in self._manager.all_steps() else obstacle(self._folder, size)
         if _anywhere(bool(why)):  # asked before any of them begins: they write together
             self._failed(step, why)
             return
         args, stored = ocp.args.StandardSave(state), {"fingerprints": saved}
         try:
             self._manager.save(step, args=args, metrics=scored, custom_metadata=stored, force=True)
-        except WRITE_ERRORS as error:
+        except Exception as error:
+            if not (isinstance(error, WRITE_ERRORS) or of_storage(error)):
+                raise  # a wrong call
             why = cause(error)
         if _anywhere(bool(why)):
             self._failed(step, why)
@@ -124,17 +127,23 @@ class Checkpoints:
         """
         began = None
         while True:
-            self.save(step, state, numbers, saved)
-            self.wait()
-            if step in self._manager.all_steps() and not (self._copies and self._copies.failing):
+            if _anywhere(step not in self._manager.all_steps()):
+                self.save(step, state, numbers, saved)
+                self.wait()
+            elif self._copies is not None:
+                self._copies.send()
+            if not _anywhere(step not in self._manager.all_steps() or bool(self._copies and self._copies.failing)):
                 return
             if began is None:
                 began = clock()
                 logging.warning("It is the last state of this session: trying again for %g minutes.", patience / 60)
             if _anywhere(clock() - began >= patience):
+                folder, newest = self._folder, self.latest or 0
+                if self._copies is not None:
+                    folder, newest = self._copies.remote, self._copies.latest
                 raise SaveError(
-                    f"The state after step {step} could not be saved in {self._folder}: make room; the same command "
-                    f"goes on from step {self.latest or 0}."
+                    f"The state after step {step} could not be saved in {folder}: make room there, or mend the way to "
+                    f"it; the same command goes on from step {newest}."
                 )
             sleep(pause)
 
@@ -184,7 +193,7 @@ class Checkpoints:
         """
         self._remove_half_written()
         steps, damaged = sorted(self._manager.all_steps(), reverse=True), {}
-        self._refuse_other_folders(steps)
+        refuse_other_folders(self._folder.parent, steps)
         shapes = jax.eval_shape(state) if steps else None
         for step in steps:
             restored, why = self._read(shapes, sharding, step)
@@ -243,20 +252,7 @@ class Checkpoints:
         """A checkpoint's state, or why it cannot be read; all processes get the same answer."""
         template = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), state)
         args = ocp.args.StandardRestore(template)
-        restored, why = checked(self._folder / str(step), lambda: self._manager.restore(step, args=args))
-        return (None, why or "another process cannot read it") if _anywhere(bool(why)) else (restored, "")
-
-    def _refuse_other_folders(self, steps: list[int]) -> None:
-        """Raises ConfigError where processes have a folder of that name each, on disks that they do not share."""
-        if jax.process_count() == 1:
-            return
-        mark = self._folder.parent / "shared_by_all"
-        if jax.process_index() == 0:
-            mark.write_text(secrets.token_hex(8))
-        wait_for_all()
-        agree(f"{mark.read_text() if mark.exists() else ''} {steps}", "The folder of --workdir")
-        if jax.process_index() == 0:
-            mark.unlink()
+        return checked(self._folder / str(step), lambda: self._manager.restore(step, args=args), _anywhere)
 
     def _move_aside(self, damaged: dict[int, str], sound: int) -> None:
         for step, why in damaged.items():
@@ -278,7 +274,8 @@ class Checkpoints:
         with suppress(Exception):  # a failure that another process has met first
             self._manager.wait_until_finished()
         self._remove_half_written()
-        self._manager.reload()  # what was to be deleted after it is still there
+        with suppress(Exception):  # storage that does not answer has many errors
+            self._manager.reload()  # what was to be deleted after it is still there
         if not self._left_out:
             logging.warning(
                 "The checkpoint of step %d could not be saved (%s): training goes on without, and the newest is that "
@@ -288,10 +285,11 @@ class Checkpoints:
         self._left_out += 1
 
     def _remove_half_written(self) -> None:
-        if jax.process_index() == 0 and self._folder.is_dir():
-            for path in self._folder.iterdir():
-                if HALF_WRITTEN in path.name:
-                    shutil.rmtree(path, ignore_errors=True)
+        if jax.process_index() == 0:
+            with suppress(Exception):  # left for the next time
+                for path in self._folder.iterdir():
+                    if HALF_WRITTEN in path.name:
+                        shutil.rmtree(path, ignore_errors=True)
         wait_for_all()
 
 

@@ -1,0 +1,189 @@
+"""Storage that does not answer while a checkpoint is saved or read: an error of it is neither an end nor damage."""
+
+import errno
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from grass_jax.buckets import of_storage
+from grass_jax.checkpoints import disk_space, reading, saving
+from grass_jax.checkpoints.disk_space import obstacle
+from grass_jax.checkpoints.reading import checked
+from grass_jax.checkpoints.saving import Checkpoints, SaveError
+from grass_jax.sharding import make_mesh, replicated
+
+HttpError = type("HttpError", (Exception,), {"__module__": "gcsfs.retry"})  # as the library's: no OSError
+STALE = OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+
+def raising(error: BaseException, times: int = 10**9, then: Any = None) -> Any:
+    """A function that raises an error some times, and then does what another one does; `calls` counts."""
+
+    def function(*args, **options):
+        function.calls += 1
+        if function.calls <= times:
+            raise error
+        return then(*args, **options)
+
+    function.calls = 0
+    return function
+
+
+def state_of(step: int) -> dict[str, Any]:
+    return jax.device_put({"weights": np.full((3, 5), step, np.float32)}, replicated(make_mesh()))
+
+
+def go_on(workdir: Path) -> tuple[int, float]:
+    """The step with which a new session of the run begins, and what its state holds."""
+    with Checkpoints(workdir) as checkpoints:
+        step, state = checkpoints.go_on(lambda: state_of(0), replicated(make_mesh()))
+    return step, float(state["weights"][0, 0])
+
+
+def steps_in(workdir: Path) -> list[str]:
+    return sorted(path.name for path in (workdir / "checkpoints").iterdir())
+
+
+def test_what_is_an_error_of_the_storage():
+    Derived = type("Derived", (type("ClientError", (Exception,), {"__module__": "botocore.exceptions"}),), {})
+    assert all(of_storage(error) for error in (STALE, TimeoutError(), HttpError(), Derived()))
+    assert not any(of_storage(error) for error in (TypeError(), ValueError(), KeyError(), RuntimeError()))
+
+
+def test_a_disk_that_does_not_answer_is_an_obstacle_and_a_mistake_is_none(tmp_path, monkeypatch):
+    assert obstacle(tmp_path / "not" / "yet", 1) == ""
+    assert "it takes 1000000000000.0" in obstacle(tmp_path, 10**18)
+    with monkeypatch.context() as patch:
+        patch.setattr(disk_space.shutil, "disk_usage", raising(STALE))
+        assert obstacle(tmp_path, 1) == f"{tmp_path} does not answer: [Errno 116] Stale file handle"
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "exists", raising(OSError(errno.EIO, "Input/output error")))
+        assert "does not answer: [Errno 5]" in obstacle(tmp_path, 1)
+    monkeypatch.setattr(disk_space.shutil, "disk_usage", raising(TypeError()))
+    with pytest.raises(TypeError):
+        obstacle(tmp_path, 1)
+
+
+def test_a_bucket_that_does_not_answer_is_an_obstacle():
+    class Bucket(type(Path())):
+        exists = raising(HttpError("503"))
+
+        def __fspath__(self):
+            return "gs://bucket/run"
+
+    assert obstacle(Bucket("bucket"), 1).endswith("does not answer: 503")
+
+
+@pytest.mark.parametrize("error", [STALE, HttpError("503")])
+def test_training_goes_on_without_a_checkpoint_that_the_storage_refuses(tmp_path, monkeypatch, caplog, error):
+    """Neither the save nor what tidies up after it ends the run, and what was there before is known still."""
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save_surely(1, state_of(1))
+        with monkeypatch.context() as patch:
+            for name in ("save", "reload"):
+                patch.setattr(ocp.CheckpointManager, name, raising(error))
+            patch.setattr(type(checkpoints._folder), "iterdir", raising(error))
+            checkpoints.save(2, state_of(2))
+            assert checkpoints.latest == 1
+        with monkeypatch.context() as patch:
+            patch.setattr(disk_space.shutil, "disk_usage", raising(STALE))
+            checkpoints.save(3, state_of(3))
+        assert steps_in(tmp_path) == ["1"]
+        checkpoints.save_surely(4, state_of(4))
+    assert f"step 2 could not be saved ({error})" in caplog.text
+    assert go_on(tmp_path) == (4, 4.0)
+
+
+def test_storage_that_fails_in_the_background_leaves_the_older_checkpoint(tmp_path, monkeypatch):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save_surely(1, state_of(1))
+        with monkeypatch.context() as patch:
+            patch.setattr(ocp.CheckpointManager, "_finalize_checkpoint", raising(HttpError("503")))
+            patch.setattr(ocp.CheckpointManager, "reload", raising(HttpError("503")))
+            checkpoints.save(2, state_of(2))
+            checkpoints.wait()
+        assert checkpoints.latest == 1
+        checkpoints.save_surely(3, state_of(3))
+        assert checkpoints.latest == 3
+
+
+def test_the_last_state_is_saved_when_all_processes_say_so(tmp_path, monkeypatch):
+    """The fifth question, after two on saving and one on waiting, is whether it is there: here another one lacks it."""
+    others = [False] * 4 + [True] + [False] * 99
+    monkeypatch.setattr(saving, "_anywhere", lambda happened: others.pop(0) or happened)
+    waited: list[float] = []
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save_surely(1, state_of(1), pause=7, sleep=waited.append)
+        assert waited == [7]
+    others[:] = [True] * 99
+    with pytest.raises(SaveError, match="step 2 could not be saved"), Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save_surely(2, state_of(2), sleep=waited.append)
+
+
+@pytest.fixture
+def at_once(monkeypatch):
+    """Reads again without waiting."""
+    monkeypatch.setattr(reading, "READ_AGAIN", (0.0, 0.0))
+
+
+@pytest.fixture
+def recorded(tmp_path) -> Path:
+    """The folder of a step that holds its record alone."""
+    (tmp_path / "_CHECKPOINT_METADATA").write_text("{}")
+    return tmp_path
+
+
+TENSORSTORE = 'Error opening "cast" driver: Error reading local file "/run/12/d/7c": Failed to read from file'
+
+
+@pytest.mark.parametrize(
+    ("error", "tries"),
+    [
+        (STALE, 3),
+        (HttpError("503"), 3),
+        (ValueError(f"UNKNOWN: {TENSORSTORE}: Input/output error [os_error_code='5']"), 3),
+        (ValueError(f"ABORTED: {TENSORSTORE}: Stale file handle"), 3),
+        (ValueError('DATA_LOSS: Error opening "cast" driver: Error decoding manifest'), 1),
+        (FileNotFoundError(errno.ENOENT, "No such file or directory"), 1),
+        (KeyError("weights"), 1),
+    ],
+    ids=lambda value: str(value)[:24],
+)
+def test_what_the_storage_has_not_given_is_read_again_and_damage_is_not(recorded, at_once, error, tries):
+    read = raising(error, 2, lambda: {"a": 1})
+    assert checked(recorded, read)[0] == ({"a": 1} if tries == 3 else None)
+    assert read.calls == tries
+    found, why = checked(recorded, raising(error))
+    assert (found, "\n" in why, bool(why)) == (None, False, True)
+
+
+def test_the_record_of_a_checkpoint_is_read_again_too(recorded, at_once, monkeypatch):
+    monkeypatch.setattr(Path, "read_text", raising(STALE, 2, Path.read_text))
+    assert checked(recorded, lambda: {"a": 1}) == ({"a": 1}, "")
+
+
+def test_no_process_begins_to_read_before_all_know_the_record(recorded, at_once):
+    """Who begins waits for the others in there."""
+    read, others = raising(STALE, 0, lambda: {"a": 1}), [True, True, False, False]
+    assert checked(recorded, read, lambda happened: others.pop(0) or happened) == ({"a": 1}, "")
+    assert (read.calls, others) == (1, [])
+    others = [True, False]
+    assert checked(recorded, read, lambda happened: others.pop(0)) == (None, "another process cannot read it")
+    assert read.calls == 1
+
+
+def test_a_sound_checkpoint_stays_where_a_read_fails_for_a_moment(tmp_path, at_once, monkeypatch):
+    with Checkpoints(tmp_path) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(step, state_of(step))
+    restore = raising(OSError(errno.EIO, "Input/output error"), 2, ocp.CheckpointManager.restore)
+    monkeypatch.setattr(ocp.CheckpointManager, "restore", restore)
+    assert go_on(tmp_path) == (2, 2.0)
+    assert restore.calls == 3
+    assert steps_in(tmp_path) == ["1", "2"]
+    assert not (tmp_path / saving.ASIDE).exists()
