@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 from absl import logging
+from jax.sharding import Mesh
 
 from grass_jax import sharding, steps
 from grass_jax.augment import Augmentation
@@ -32,9 +33,11 @@ from grass_jax.initial import follow_encoder, initial_encoder, settle_bands
 from grass_jax.report import figures
 from grass_jax.report.environment import environment
 from grass_jax.report.log import read_metrics, write_json
+from grass_jax.report.records import read_record
 from grass_jax.report.summary import finish
 from grass_jax.schemas import check
 from grass_jax.segment.watch import unwatched, watch_afterwards, watched, watching_hooks
+from grass_jax.shared_reading import read_by_first
 from grass_jax.train import DivergedError, Hook, Phase, Task, counting, phases_of, train
 
 
@@ -57,17 +60,11 @@ def run(config: Any, workdir: str | Path) -> dict[str, Any] | None:
     """
     check(config)
     began = time.monotonic()
-    check_batch_size(config.batch_size, devices=jax.device_count(), parts=config.micro_batches)
     workdir, first = open_workdir(workdir), jax.process_index() == 0
-    config = follow_encoder(config, workdir)
+    config, mesh = follow_encoder(config, workdir), sharding.make_mesh()
     if config.branch:
         config.branch = str(place(config.branch, absolute=True))
-    source = sharding.in_all(lambda: open_source(config.data, config.bands.numbers))
-    settle_bands(config, source.bands)
-    mesh = sharding.make_mesh()
-    batch_size = fitting_batch_size(config.batch_size, tiles=len(source), devices=mesh.size, parts=config.micro_batches)
-    length = steps_per_epoch(source, batch_size)
-    ends = np.cumsum([phase_length(config[name], length) for name in config.phases]).tolist()
+    source, batch_size, length, ends = prepared(config, mesh)
     last_steps = dict(zip(config.phases, ends, strict=True))
     start = "initial encoder" if config.init else "random encoder"
     init_key, run_key = jax.random.split(jax.random.key(config.seed))
@@ -87,11 +84,13 @@ def run(config: Any, workdir: str | Path) -> dict[str, Any] | None:
             logging.info(
                 "%s: this run has ended after %d steps; more epochs or another --workdir go on.", workdir, done
             )
-            own_steps = {name: step for name, step in last_steps.items() if step > trunk}
-            late = config.probe.every_epochs and unwatched(workdir, own_steps if trunk else {"random": 0} | own_steps)
-            if late:  # the probe has been switched on since
+            wanted = {"random": 0} | last_steps
+            wanted = {name: step for name, step in wanted.items() if step > trunk or not trunk}
+            purity = config.probe.purity_tiles > 0
+            late = config.probe.every_epochs and read_by_first(lambda: unwatched(workdir, wanted, purity=purity))
+            if late:  # the probe or the purity has been switched on since, or the disk was full
                 logging.info(
-                    "The probe is new here: measuring %s.", ", ".join(f"{n} (step {s})" for n, s in late.items())
+                    "config.probe has not seen %s: measuring.", ", ".join(f"{n} (step {s})" for n, s in late.items())
                 )
                 if first:
                     write_json(workdir / "config.json", {"config": plain, "data": data, "environment": environment()})
@@ -100,7 +99,7 @@ def run(config: Any, workdir: str | Path) -> dict[str, Any] | None:
                     config, source, init_key, batch_size=batch_size, ends=ends, workdir=workdir, encoder=encoder
                 )
                 watch_afterwards(task, late, checkpoints, workdir, mesh)
-            if first and (late or not (workdir / "summary.json").exists()):  # or killed just before it was written
+            if first and (late or not read_record(workdir / "summary.json")):  # or killed just before it was written
                 finish(workdir, steps=done, tiles=len(source), more=watched(workdir, last_steps, start=start))
             return None
         if first:
@@ -147,6 +146,29 @@ def run(config: Any, workdir: str | Path) -> dict[str, Any] | None:
     return finish(
         workdir, steps=ends[-1], tiles=len(source), seconds=seconds, more=watched(workdir, last_steps, start=start)
     )
+
+
+def prepared(config: Any, mesh: Mesh) -> tuple[TileSource, int, int, list[int]]:
+    """Opens what a run trains on; every process must call it.
+
+    Args:
+        config: checked and its encoder followed; its section `bands` is settled here.
+        mesh: the devices.
+
+    Returns:
+        The tiles, how many of them a global batch has, full batches in them, and the last step of each phase.
+
+    Raises:
+        ConfigError: the data cannot be had as it is described, or the devices cannot share a batch.
+    """
+    options: dict[str, int] = {"devices": mesh.size, "parts": config.micro_batches}
+    check_batch_size(config.batch_size, **options)
+    source = sharding.in_all(lambda: open_source(config.data, config.bands.numbers))
+    settle_bands(config, source.bands)
+    batch_size = fitting_batch_size(config.batch_size, tiles=len(source), **options)
+    length = steps_per_epoch(source, batch_size)
+    ends = np.cumsum([phase_length(config[name], length) for name in config.phases]).tolist()
+    return source, batch_size, length, ends
 
 
 def open_source(data: Any, numbers: Sequence[int] = ()) -> TileSource:

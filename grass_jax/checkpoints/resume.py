@@ -1,7 +1,8 @@
 """Which run may go on from which: what a working directory holds, and what may differ between a run's sessions."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ from grass_jax.buckets import existing, place
 from grass_jax.checkpoints.reading import kept_steps
 from grass_jax.checkpoints.saving import ResumeError
 from grass_jax.config import UNITS, differing, flatten, phase_length
+from grass_jax.data.faults import cause_of
 from grass_jax.models import build_encoder
+from grass_jax.report.records import read_record
 from grass_jax.sharding import agree
 
 MAX_WIDTH = 4096  # no ResNet comes near
@@ -31,7 +34,7 @@ def run_config(workdir: str | Path, *, task: str) -> dict[str, Any]:
         FileNotFoundError: there is no such run.
     """
     path = existing(workdir) / "config.json"
-    config = _record(path).get("config")
+    config = read_record(path).get("config")
     if not isinstance(config, dict):  # other libraries name a file so, too
         raise FileNotFoundError(f"{path.parent} holds no {TASK_WORDS[task]} run: give the --workdir of one.")
     found = config.get("task", "pretrain")
@@ -44,25 +47,46 @@ def run_config(workdir: str | Path, *, task: str) -> dict[str, Any]:
         raise FileNotFoundError(
             f"{path.parent} is of an earlier version of grass_jax, which did not record its bands: train it again."
         )
-    try:
+    with intact(path):
         Bands(**config["bands"])
         width = config["model"]["width"]
         if type(width) is not int or not 4 <= width <= MAX_WIDTH:
             raise ValueError(f"model.width is {width!r}")
         build_encoder(**config["model"])
-    except (TypeError, ValueError, LookupError, AttributeError, OverflowError) as error:
-        words = " ".join(str(error).split())[:200]
-        raise FileNotFoundError(f"{path} is damaged ({words}): restore it from a copy, or train again.") from error
     return config
 
 
-def _record(path: Path) -> dict[str, Any]:
-    """What a file of JSON holds; nothing where there is none or it is damaged."""
+@contextmanager
+def intact(path: Path) -> Iterator[None]:
+    """Says in one sentence, a FileNotFoundError, that a file is damaged which lacks what the block looks for in it."""
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return record if isinstance(record, dict) else {}
+        yield
+    except (TypeError, ValueError, LookupError, AttributeError, OverflowError) as error:
+        raise FileNotFoundError(
+            f"{path} is damaged ({cause_of(error)}): restore it from a copy, or train again."
+        ) from error
+
+
+def begun_with(workdir: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Reads what a run began with.
+
+    Args:
+        workdir: folder of the run.
+
+    Returns:
+        Its configuration as nested dicts, with all of its phases, and its `data` as for `refuse_other_run`.
+
+    Raises:
+        FileNotFoundError: its record is missing or damaged.
+    """
+    path = place(workdir) / "config.json"
+    record = read_record(path)
+    with intact(path):
+        config, data = dict(record["config"]), dict(record["data"])
+        lengths = (phase_length(config[name], 1) for name in config["phases"])
+        if not all(type(number) is int and number > 0 for number in (data["tiles"], data["batch_size"], *lengths)):
+            raise ValueError("whole numbers above 0 belong there")
+    return config, data
 
 
 # may differ between the sessions of one run: what does not enter the numbers
@@ -110,17 +134,16 @@ def refuse_other_trunk(trunk: str | Path, config: dict[str, Any], data: dict[str
         ResumeError: it is no such run, or it is another one than this run would have begun with.
     """
     try:
-        old, kept = run_config(trunk, task="pretrain"), kept_steps(trunk)
+        old, begun, kept = run_config(trunk, task="pretrain"), begun_with(trunk)[1], kept_steps(trunk)
     except FileNotFoundError as error:
         raise ResumeError(f"config.branch: {error}") from error
-    begun = json.loads((place(trunk) / "config.json").read_text())["data"]
     phases, wanted = list(old["phases"]), list(config["phases"])
     if wanted[: len(phases)] != phases or wanted == phases:
         raise ResumeError(
             f"config.branch is {trunk}, whose phases are {', '.join(phases)}: config.phases must be these and more."
         )
     end = sum(phase_length(old[name], steps_per_epoch) for name in phases)
-    guided = any(old[name]["step"] == "gs_step" for name in phases)
+    guided = any(old[name].get("step") == "gs_step" for name in phases)
     free = (*FREE_KEYS, "phases", "branch", *(f"{name}." for name in wanted[len(phases) :]))
     free += () if guided else ("guidance.",)
     free += ("schedule.restart",) if len(phases) == 1 else ()  # to one phase both values are the same
@@ -155,16 +178,19 @@ def refuse_other_run(
         return
     if not path.exists():
         raise ResumeError(f"{workdir} has checkpoints but no config.json to compare with: give another --workdir.")
-    begun = _record(path)
-    if not (isinstance(begun.get("config"), dict) and isinstance(begun.get("data"), dict)):
-        raise ResumeError(f"{path}, which the run has to be compared with, is damaged: put a copy of it in its place.")
+    try:
+        begun, before = begun_with(workdir)
+    except FileNotFoundError as error:
+        raise ResumeError(
+            f"{path}, which the run has to be compared with, is damaged: put a copy of it in its place."
+        ) from error
     refused, end = [], 0
-    old_phases = begun["config"]["phases"]
-    for key in changed(begun["config"], config):
+    old_phases = begun["phases"]
+    for key in changed(begun, config):
         if not key.startswith(FREE_KEYS) and key not in [f"{name}.{unit}" for name in old_phases for unit in UNITS]:
             refused.append(key)
     for name in old_phases:
-        old = begun["config"][name]
+        old = begun[name]
         length = phase_length(old, steps_per_epoch)
         end += length
         change = phase_length(config.get(name, old), steps_per_epoch) - length
@@ -172,15 +198,15 @@ def refuse_other_run(
         if change < 0 or (change > 0 and ended):
             refused.append(f"{name}.{'steps' if 'steps' in old else 'epochs'}")
     measured = all(key.startswith("bands.") for key in refused)  # the data's, where the configuration leaves them open
-    if refused and not (measured and differing(begun["data"], data)):
+    if refused and not (measured and differing(before, data)):
         why = ", as after a change of the images" if measured else ""
         raise ResumeError(
             f"{workdir} holds a run of {done} steps with another configuration ({', '.join(refused)}{why}): give the "
             f"old values (they are in {path}) or another --workdir."
         )
-    if differing(begun["data"], data):
+    if differing(before, data):
         raise ResumeError(
-            f"{workdir} holds a run on {begun['data']['tiles']} tiles in batches of {begun['data']['batch_size']}, now "
+            f"{workdir} holds a run on {before['tiles']} tiles in batches of {before['batch_size']}, now "
             f"there are {data['tiles']} in batches of {data['batch_size']}, or other tiles: restore the data or give "
             "another --workdir."
         )

@@ -1,6 +1,5 @@
 """What a step costs, in warm-up steps of the comparison's own method: measured once, in pairs, and remembered."""
 
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -10,13 +9,19 @@ import numpy as np
 from absl import logging
 
 from grass_jax import sharding
-from grass_jax.data.loader import fitting_batch_size, process_batches
-from grass_jax.initial import settle_bands
-from grass_jax.pretrain import open_source, pretraining_task
+from grass_jax.config import flatten
+from grass_jax.data.loader import process_batches
+from grass_jax.pretrain import prepared, pretraining_task
 from grass_jax.report.log import write_json
+from grass_jax.report.records import read_record
+from grass_jax.shared_reading import read_by_first
 from grass_jax.steps import compile_step
 
 PAIRS = 7
+# what decides the time of a step beside its method, and of a guided one, too
+SETTINGS = ("model.name", "model.width", "model.output_stride", "model.dtype")
+SETTINGS += ("batch_size", "micro_batches", "augment.size")
+GUIDED = ("guidance.source", "guidance.encoder", "guidance.stage", "guidance.size")
 
 
 class Costs:
@@ -30,7 +35,8 @@ class Costs:
 
     def __init__(self, workdir: Path, base: Any):
         self._path, self._base = workdir / "costs.json", base
-        self._known: dict[str, float] = json.loads(self._path.read_text()) if self._path.exists() else {}
+        found = read_by_first(lambda: read_record(self._path, "what steps cost is measured once more"))
+        self._known: dict[str, float] = {k: v for k, v in found.items() if type(v) in (int, float) and v > 0}
 
     def of(self, config: Any, phase: str) -> float:
         """Median over pairs of a step's time over the base step's, run in turn.
@@ -62,13 +68,9 @@ class _Step:
         config = config.copy_and_resolve_references()
         config.phases, config[phase].epochs, config.branch = (phase,), 1, ""
         config.probe.every_epochs, config.log.figure_tiles = 0.0, 0
-        source = open_source(config.data, config.bands.numbers)
-        settle_bands(config, source.bands)
         mesh = sharding.make_mesh()
-        size = fitting_batch_size(config.batch_size, tiles=len(source), devices=mesh.size, parts=config.micro_batches)
-        task = pretraining_task(
-            config, source, jax.random.key(0), batch_size=size, ends=[len(source) // size], workdir=Path()
-        )
+        source, size, _, ends = prepared(config, mesh)
+        task = pretraining_task(config, source, jax.random.key(0), batch_size=size, ends=ends, workdir=Path())
         rows = next(iter(process_batches(source, 0, 1, batch_size=size, seed=0, workers=0)))
         self._batch, self._step = sharding.global_batch(rows, mesh), compile_step(task.phases[0].step, mesh)
         self._state, self._key = jax.device_put(task.init(), sharding.replicated(mesh)), jax.random.key(1)
@@ -82,8 +84,6 @@ class _Step:
 
 def _words(config: Any, phase: str) -> str:
     """What decides the time of a step, in one line."""
-    step, method = config[phase].step, config.method.name
-    if step != "gs_step":
-        return f"{method} {step}"
-    changed = [f"{key}={config.guidance[key]}" for key in ("source", "encoder", "stage", "size")]
-    return " ".join([method, step, *changed])
+    plain, step = flatten(config), config[phase].step
+    keys = SETTINGS + GUIDED if step == "gs_step" else SETTINGS
+    return " ".join([config.method.name, step, *(f"{key}={plain[key]}" for key in keys)])

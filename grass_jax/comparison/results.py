@@ -10,11 +10,13 @@ from typing import Any
 import jax
 
 from grass_jax.config import ConfigError
-from grass_jax.report.atomic import replacing
+from grass_jax.report.atomic import FULL, DiskFullError, replacing
 from grass_jax.report.comparison import read_results
 from grass_jax.report.environment import environment
+from grass_jax.shared_reading import read_by_first
 
-KEY = ("config_hash", "arm", "seed", "evaluation", "budget", "list", "phase")
+ALWAYS = ("config_hash", "arm", "seed", "evaluation")
+KEY = (*ALWAYS, "budget", "list", "phase")
 
 
 class Results:
@@ -24,15 +26,12 @@ class Results:
         path: the file; it may hold lines of other comparisons, machines and days.
 
     Raises:
-        ConfigError: a line that is not the last one is damaged.
+        ConfigError: a line is damaged, and not as a kill leaves the last one.
     """
 
     def __init__(self, path: Path):
         self._path = path
-        try:
-            self.rows = read_results(path) if path.exists() else []
-        except ValueError as error:
-            raise ConfigError(f"config.results: {error}") from error
+        self.rows: list[dict[str, Any]] = read_by_first(lambda: _rows(path))
         self._done = {_key(row) for row in self.rows}
         found = environment()
         self._origin = {
@@ -46,18 +45,27 @@ class Results:
         return _key(key) in self._done
 
     def add(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Appends lines, with where and when they come from; the first process writes them."""
+        """Appends lines, with where and when they come from; the first process writes them.
+
+        Raises:
+            DiskFullError: there is no room for them.
+        """
         lines = [{**row, **self._origin, "date": datetime.date.today().isoformat()} for row in rows]
         self.rows += lines
         self._done |= {_key(line) for line in lines}
         if jax.process_index() != 0:
             return
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        _mend_last_line(self._path)
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write("".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines))
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            _mend_last_line(self._path)
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write("".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines))
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            raise DiskFullError(error, self._path) from error
 
 
 def scored(scores: Mapping[str, Any], scenes: Mapping[str, Any]) -> dict[str, Any]:
@@ -69,6 +77,17 @@ def scored(scores: Mapping[str, Any], scenes: Mapping[str, Any]) -> dict[str, An
     """
     figures = {name: scores[name] for name in ("miou", "overall_accuracy", "iou")}
     return {**figures, "area_miou": scores["areas"]["miou"], "scenes": scenes}
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    try:
+        rows = read_results(path) if path.exists() else []
+    except ValueError as error:
+        raise ConfigError(f"config.results: {error}") from error
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, dict) or any(type(row.get(name)) not in (str, int) for name in ALWAYS):
+            raise ConfigError(f"config.results: Line {number} of {path} is no result: remove that line.")
+    return rows
 
 
 def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:

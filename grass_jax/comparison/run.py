@@ -1,6 +1,5 @@
 """The comparison: arms x seeds, each pretrained, probed and fine-tuned on the same lists of labels, and one table."""
 
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,8 @@ from grass_jax import pretrain
 from grass_jax.bands import Bands
 from grass_jax.buckets import on_this_machine
 from grass_jax.build import build_method
+from grass_jax.checkpoints.resume import begun_with
+from grass_jax.checkpoints.saving import ResumeError
 from grass_jax.comparison.arms import (
     chosen_arms,
     config_hash,
@@ -23,6 +24,7 @@ from grass_jax.comparison.arms import (
     training_hash,
 )
 from grass_jax.comparison.costs import Costs
+from grass_jax.comparison.pictures import read_pictures, save_pictures
 from grass_jax.comparison.results import Results, scored
 from grass_jax.config import ConfigError, phase_length
 from grass_jax.data.labelled import LabelledSet
@@ -31,12 +33,15 @@ from grass_jax.models import build_encoder
 from grass_jax.pretrain import open_source
 from grass_jax.report.comparison_tables import PAIRS, write_report
 from grass_jax.report.log import write_json
+from grass_jax.report.records import read_record
 from grass_jax.schemas import check
 from grass_jax.segment import finetune
-from grass_jax.segment.evaluate import Evaluation, scene_records
+from grass_jax.segment.evaluate import scene_records
 from grass_jax.segment.labelled_data import choose, open_data
 from grass_jax.segment.lists import probe_lists
+from grass_jax.segment.watch import read_purity
 from grass_jax.sharding import wait_for_all
+from grass_jax.shared_reading import read_by_first
 from grass_jax.state import Encoder, create_state, load_encoder
 from grass_jax.train import DivergedError
 
@@ -136,10 +141,7 @@ class _Comparison:
         for budget, number in wanted["finetune"]:
             self._finetune(row, budget, number, str(home) if arm.phases else own.init, home)
         if wanted["purity"]:
-            summary = json.loads((home / "summary.json").read_text())
-            phase = arm.phases[-1]
-            gain = summary["purity"][phase]["boxes"]["guided"]["mixed"]["majority"]
-            self.results.add([row | self._key("purity", name) | {"phase": phase, "purity": gain}])
+            self._purity(row, arm.phases[-1], home)
 
     @property
     def data(self) -> str:
@@ -163,7 +165,7 @@ class _Comparison:
                 {name: arm.label for name, arm in arms.items()},
                 self.labelled.classes,
                 colours=self.labelled.colours,
-                pictures=self._pictures(arms),
+                pictures=read_pictures({name: self._home(name, config.seeds[0]) / PICTURES for name in arms}),
                 budget=config.report.budget,
                 blocks=config.report.blocks,
                 pairs=(*PAIRS, *((name, arm.against) for name, arm in arms.items() if arm.against)),
@@ -200,9 +202,12 @@ class _Comparison:
             other = pretraining_of(self.config, arm.equal_compute, seed)
             ratio = self.costs.of(other, other.phases[-1]) / self.costs.of(own, own.phases[-1])
             own = pretraining_of(self.config, name, seed, ratio=ratio, trunk=trunk)
+            # of a run that has begun it is the length that counts: costs are measured anew after an update or a loss
+            last = own[own.phases[-1]]
+            last.epochs = read_by_first(lambda: _begun_epochs(home, own.phases[-1])) or last.epochs
         pretrain.run(own, home)
         wait_for_all()
-        data = json.loads((home / "config.json").read_text())["data"]
+        data = read_by_first(lambda: begun_with(home)[1])
         begun = len(self.config.arms[arm.trunk].phases) if arm.trunk else 0
         for phase in arm.phases[begun:]:
             steps = phase_length(own[phase], data["tiles"] // data["batch_size"])
@@ -242,7 +247,7 @@ class _Comparison:
         seconds = round((time.monotonic() - began) / len(found), 1)
         shown = (self.config.report.budget, 0)
         if shown in found and jax.process_index() == 0:
-            _save_pictures(home / PICTURES, found[shown])
+            save_pictures(home / PICTURES, found[shown])
         self.results.add(
             row
             | self._key("probe", row["arm"])
@@ -257,35 +262,36 @@ class _Comparison:
         folder, began = home / f"finetune_{budget}_{number}-{key['config_hash']}", time.monotonic()
         finetune.run(own, folder)
         wait_for_all()
-        summary = json.loads((folder / "summary.json").read_text())
-        scenes = json.loads((folder / "confusion.json").read_text())["scenes"]
-        measured = {"budget": budget, "list": number, "crops": summary["labelled_crops"]}
-        measured["seconds"] = round(time.monotonic() - began, 1)
-        self.results.add([row | key | measured | scored(summary["test"], scenes)])
+        files = [folder / "summary.json", folder / "confusion.json"]
+        summary, confusion = read_by_first(lambda: list(map(read_record, files)))
+        try:
+            measured = {"budget": budget, "list": number, "crops": summary["labelled_crops"]}
+            measured |= scored(summary["test"], confusion["scenes"])
+        except (KeyError, TypeError) as error:
+            raise ResumeError(
+                f"The scores in {folder} are damaged: delete its summary.json, and the same command scores it again."
+            ) from error
+        self.results.add([row | key | measured | {"seconds": round(time.monotonic() - began, 1)}])
 
-    def _pictures(self, arms: dict[str, Any]) -> list[tuple[str, np.ndarray, np.ndarray, dict[str, np.ndarray]]]:
-        """Of the first seed, image, truth and every arm's prediction of some scenes, where they lie in this workdir."""
-        found: dict[str, tuple[str, np.ndarray, np.ndarray, dict[str, np.ndarray]]] = {}
-        for name in arms:
-            path = self._home(name, self.config.seeds[0]) / PICTURES
-            if not path.exists():
-                continue
-            with np.load(path) as file:
-                for n, scene in enumerate(file["names"].tolist()):
-                    images = (file[f"{kind}_{n}"] for kind in ("image", "truth"))
-                    found.setdefault(scene, (scene, *images, {}))[3][name] = file[f"prediction_{n}"]
-        return list(found.values())
+    def _purity(self, row: dict[str, Any], phase: str, home: Path) -> None:
+        found = read_by_first(lambda: read_purity(home).get(phase))
+        if not found:  # as after a full disk
+            logging.warning("%s: no purity was measured; the same command tries again.", home)
+            return
+        gain = found["boxes"]["guided"]["mixed"]["majority"]
+        self.results.add([row | self._key("purity", row["arm"]) | {"phase": phase, "purity": gain}])
+
+
+def _begun_epochs(home: Path, phase: str) -> float | None:
+    """Epochs of a phase with which a run has begun; None where none has."""
+    try:
+        epochs = begun_with(home)[0][phase]["epochs"]
+    except (FileNotFoundError, KeyError):
+        return None
+    return float(epochs)
 
 
 def _lists(settings: Any) -> dict[tuple[str, int], None]:
     """Budgets and numbers of the lists, in order; all labels are one list."""
     counts = {budget: 1 if budget == "all" else settings.lists for budget in settings.budgets}
     return dict.fromkeys((budget, number) for budget, count in counts.items() for number in range(count))
-
-
-def _save_pictures(path: Path, evaluation: Evaluation) -> None:
-    arrays: dict[str, Any] = {"names": np.array([picture.name for picture in evaluation.pictures])}
-    for n, picture in enumerate(evaluation.pictures):
-        arrays |= {f"image_{n}": picture.image, f"truth_{n}": picture.truth, f"prediction_{n}": picture.prediction}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(path, **arrays)

@@ -4,7 +4,6 @@ import copy
 import dataclasses
 import hashlib
 import io
-import json
 import os
 import time
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ from grass_jax.data.builders.tiling import kept_tiles
 from grass_jax.data.faults import UnreadableTileError, cause_of
 from grass_jax.data.prepare import prepare
 from grass_jax.data.tiles import tile_positions
+from grass_jax.report.records import read_record
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -252,7 +252,7 @@ def _log_outdated(builder: tfds.core.DatasetBuilder, notes: dict[str, Any]) -> N
         other = metadata.parent.parent
         if other == home or other.name.rpartition("-")[0] != stem:  # the same state, or other settings
             continue
-        if json.loads(metadata.read_text()).get("folder") == notes["folder"]:
+        if read_record(metadata).get("folder") == notes["folder"]:  # pyright: ignore[reportArgumentType]
             outdated.append(os.fspath(other))
     if outdated:
         logging.info("%s has changed since; earlier tiles may be deleted: %s", notes["folder"], ", ".join(outdated))

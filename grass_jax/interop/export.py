@@ -18,6 +18,7 @@ from grass_jax.interop.names import encoder_tensors, network_tensors, part_of
 from grass_jax.interop.torch_write import write_torch
 from grass_jax.interop.trained import Trained, describe, open_trained
 from grass_jax.report.atomic import replacing
+from grass_jax.report.records import read_record
 from grass_jax.schemas import check
 
 SUFFIXES = {"torchvision": ".safetensors", "timm": "", "mmsegmentation": ".pth"}
@@ -118,10 +119,9 @@ def _is_timms(folder: Path) -> bool:
     try:
         if all(path.name.startswith(".") for path in folder.iterdir()):
             return True
-        content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+    except OSError:
         return False
-    return isinstance(content, dict) and "architecture" in content
+    return "architecture" in read_record(folder / "config.json")
 
 
 def _files(export: Export, tensors: Mapping[str, np.ndarray]) -> dict[Path, Callable[[Path], None]]:

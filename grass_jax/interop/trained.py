@@ -10,8 +10,10 @@ from typing import Any, NamedTuple
 from grass_jax.bands import Bands
 from grass_jax.buckets import existing
 from grass_jax.checkpoints.reading import kept_steps
+from grass_jax.checkpoints.resume import begun_with, intact
 from grass_jax.config import phase_length
-from grass_jax.segment.model import load_segmenter
+from grass_jax.report.records import read_record
+from grass_jax.segment.model import counted_step, load_segmenter
 from grass_jax.state import load_encoder
 
 STEPS = {
@@ -72,23 +74,27 @@ def open_trained(workdir: str | Path, step: int = 0) -> Trained:
         What was trained.
 
     Raises:
-        FileNotFoundError: there is no run, or no checkpoint of that step.
+        FileNotFoundError: there is no run, it is damaged, or it has no checkpoint of that step.
     """
     workdir = existing(workdir)
-    record, summary = (_content(workdir / name) for name in ("config.json", "summary.json"))
-    config = record.get("config", {})
-    if config.get("task") not in ("pretrain", "segment"):
+    path = workdir / "config.json"
+    record = read_record(path)
+    with intact(path):
+        task = record["config"].get("task") if "config" in record else None
+    if task not in ("pretrain", "segment"):
         raise FileNotFoundError(f"{workdir} holds no run: give the --workdir of a pretraining or fine-tuning run.")
-    step = step or summary.get("chosen_step") or kept_steps(workdir)[-1]
-    network = (load_encoder if config["task"] == "pretrain" else load_segmenter)(workdir, step)
+    with intact(path):
+        (config, data), versions = begun_with(workdir), dict(record["environment"]["versions"])
+    step = step or (counted_step(workdir) if task == "segment" else None) or kept_steps(workdir)[-1]
+    network = (load_encoder if task == "pretrain" else load_segmenter)(workdir, step)
     return Trained(
         config=config,
-        tiles=record["data"]["tiles"],
-        classes=tuple(record["labels"]["classes"]) if config["task"] == "segment" else (),
-        versions=record["environment"]["versions"],
-        summary=summary,
+        tiles=data["tiles"],
+        classes=tuple(record["labels"]["classes"]) if task == "segment" else (),
+        versions=versions,
+        summary=read_record(workdir / "summary.json", "the card is without the run's figures"),
         step=step,
-        phase=_phase(config, step, steps_per_epoch=record["data"]["tiles"] // record["data"]["batch_size"]),
+        phase=_phase(config, step, steps_per_epoch=data["tiles"] // data["batch_size"]),
         bands=network.bands,
         variables=network.variables,
     )
@@ -122,10 +128,6 @@ def describe(trained: Trained) -> dict[str, str]:
 def data_name(data: Mapping[str, Any]) -> str:
     """The data set's name, and that of its folder: never a whole path."""
     return " ".join([data["name"], *([Path(data["path"]).name] if data["path"] else [])])
-
-
-def _content(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def _phase(config: Mapping[str, Any], step: int, *, steps_per_epoch: int) -> str:

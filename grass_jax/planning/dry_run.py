@@ -15,22 +15,17 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from grass_jax import sharding
+from grass_jax import pretrain, sharding
 from grass_jax.buckets import place
 from grass_jax.checkpoints.reading import kept_steps
-from grass_jax.config import ConfigError, phase_length
-from grass_jax.data.loader import check_batch_size, fitting_batch_size, steps_per_epoch
-from grass_jax.initial import follow_encoder, settle_bands
-from grass_jax.models import build_segmenter
+from grass_jax.config import ConfigError
+from grass_jax.initial import follow_encoder
 from grass_jax.planning.chips import chip_of
 from grass_jax.planning.program_cost import roofline
 from grass_jax.planning.step_cost import Compiled, compile_batch, largest_batch, other_batch_size
-from grass_jax.pretrain import open_source, pretraining_task
 from grass_jax.report.environment import environment
 from grass_jax.schemas import check
-from grass_jax.segment.finetune import FEW, segmentation_task
-from grass_jax.segment.labelled_data import choose, hold_out, open_data
-from grass_jax.segment.model import make_forward
+from grass_jax.segment import finetune
 from grass_jax.state import TrainState
 from grass_jax.train import Task
 
@@ -110,14 +105,9 @@ def device_memory(mesh: Mesh) -> float:
 
 def _pretraining(config: Any, workdir: Path, mesh: Mesh) -> Task:
     """What `pretrain.run` would hand to the loop, without its pictures and probes."""
-    check_batch_size(config.batch_size, devices=mesh.size, parts=config.micro_batches)
-    source = open_source(config.data, config.bands.numbers)
-    settle_bands(config, source.bands)
-    batch_size = fitting_batch_size(config.batch_size, tiles=len(source), devices=mesh.size, parts=config.micro_batches)
-    length = steps_per_epoch(source, batch_size)
-    ends = np.cumsum([phase_length(config[name], length) for name in config.phases]).tolist()
+    source, batch_size, _, ends = pretrain.prepared(config, mesh)
     config.probe.every_epochs, config.log.figure_tiles = 0.0, 0
-    return pretraining_task(
+    return pretrain.pretraining_task(
         config, source, jax.random.key(config.seed), batch_size=batch_size, ends=ends, workdir=workdir
     )
 
@@ -127,18 +117,9 @@ def _segmentation(config: Any, workdir: Path, mesh: Mesh) -> Task:
     del workdir
     if config.head.name == "linear":
         raise ConfigError("--dry_run: a linear head is fitted at once, without steps that could be planned.")
-    check_batch_size(config.batch_size, devices=mesh.size)
-    labelled = open_data(config.data, numbers=config.bands.numbers)
-    bands = settle_bands(config, labelled.bands)
-    chosen = choose(labelled, config.labels, config.labels_seed)
-    if config.validate_every and len(chosen) >= FEW:
-        chosen, _ = hold_out(labelled, chosen, config.validation_share, config.labels_seed)
-    source = labelled.train.subset(chosen)
-    batch_size = fitting_batch_size(config.batch_size, tiles=len(source), devices=mesh.size)
-    network = build_segmenter(config.model, config.head, len(labelled.classes))
-    forward = make_forward(network, bands, sharding.local_mesh())
+    _, _, _, source, batch_size, network = finetune.prepared(config, mesh)
     key = jax.random.key(config.seed)
-    return segmentation_task(config, source, network, forward, key, None, batch_size=batch_size, validation=None)
+    return finetune.segmentation_task(config, source, network, key, None, batch_size=batch_size)
 
 
 PREPARE = {"pretrain": _pretraining, "segment": _segmentation}

@@ -4,13 +4,14 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import numpy as np
 import optax
 from absl import logging
+from jax.sharding import Mesh
 
 from grass_jax import sharding
 from grass_jax.augment.pairs import PairAugmentation, augment_pairs
@@ -20,7 +21,8 @@ from grass_jax.build import build_optimizer, build_schedule
 from grass_jax.checkpoints.resume import refuse_other_processes, refuse_other_run
 from grass_jax.checkpoints.saving import Checkpoints
 from grass_jax.data.budget import write_labels
-from grass_jax.data.faults import Replaced
+from grass_jax.data.faults import Replaced, readable
+from grass_jax.data.labelled import LabelledSet
 from grass_jax.data.loader import check_batch_size, fitting_batch_size, process_batches, steps_per_epoch
 from grass_jax.data.source import TileSource
 from grass_jax.initial import follow_encoder, initial_encoder, seen_in_pretraining, settle_bands
@@ -28,20 +30,15 @@ from grass_jax.models import build_encoder, build_segmenter
 from grass_jax.optim import scale_encoder
 from grass_jax.report.environment import environment
 from grass_jax.report.log import write_json
+from grass_jax.report.records import read_record
 from grass_jax.report.summary import finish
 from grass_jax.schemas import check
-from grass_jax.segment.evaluate import (
-    Evaluation,
-    check_class_names,
-    draw_evaluation,
-    evaluate,
-    log_scores,
-    write_confusion,
-)
+from grass_jax.segment.evaluate import check_class_names, draw_evaluation, evaluate, log_scores, write_confusion
 from grass_jax.segment.labelled_data import choose, hold_out, open_data, tile_scenes
-from grass_jax.segment.model import Forward, make_forward
+from grass_jax.segment.model import make_forward
 from grass_jax.segment.probe import fit_probe
 from grass_jax.segment.step import create_segmentation_state, segment_step
+from grass_jax.shared_reading import read_by_first
 from grass_jax.state import TrainState
 from grass_jax.train import DivergedError, Hook, Phase, Task, counting, phases_of, train
 
@@ -69,23 +66,8 @@ def run(config: Any, workdir: str | Path) -> dict[str, Any] | None:
     check(config)
     began, first = time.monotonic(), jax.process_index() == 0
     workdir, linear = open_workdir(workdir), config.head.name == "linear"
-    mesh = sharding.make_mesh()
-    if not linear:
-        check_batch_size(config.batch_size, devices=mesh.size)
-    config = follow_encoder(config, workdir)
-    labelled = sharding.in_all(lambda: open_data(config.data, numbers=config.bands.numbers))
-    bands = settle_bands(config, labelled.bands)
-    check_class_names(config.evaluate.without, labelled.classes)
-    chosen = choose(labelled, config.labels, config.labels_seed)
-    training, held = chosen, chosen[:0]
-    if config.validate_every and not linear:
-        if len(chosen) >= FEW:
-            training, held = hold_out(labelled, chosen, config.validation_share, config.labels_seed)
-        if not len(held):
-            few = f"below {FEW}" if len(chosen) < FEW else "of one group"
-            logging.info("The %d labelled crops are %s: the last iterate counts, nothing is chosen.", len(chosen), few)
-    source = labelled.train.subset(training)
-    batch_size = len(source) if linear else fitting_batch_size(config.batch_size, tiles=len(source), devices=mesh.size)
+    config, mesh = follow_encoder(config, workdir), sharding.make_mesh()
+    labelled, chosen, held, source, batch_size, network = prepared(config, mesh)
     end = 1 if linear else sum(config[name].steps for name in config.phases)
     data = {"tiles": len(source), "batch_size": batch_size, "tiles_digest": source.digest()}
     best = VALIDATION if len(held) else None
@@ -94,19 +76,18 @@ def run(config: Any, workdir: str | Path) -> dict[str, Any] | None:
         refuse_other_processes(plain, data)
         refuse_other_run(workdir, plain, data, steps_per_epoch=length, done=checkpoints.latest or 0)
         init_key, run_key = jax.random.split(jax.random.key(config.seed))
-        network = build_segmenter(config.model, config.head, len(labelled.classes))
+        bands = Bands(**config.bands.to_dict())
         forward = make_forward(network, bands, sharding.local_mesh())
-        validation = (
-            partial(
-                evaluate, scenes=tile_scenes(labelled, held), classes=labelled.classes, bands=bands, **scoring(config)
-            )
-            if len(held)
-            else None
-        )
-        parts = (config, source, network, forward, init_key)
-        make_task = partial(segmentation_task, *parts, batch_size=batch_size, validation=validation)
+        shared, scenes = {"classes": labelled.classes, "bands": bands, **scoring(config)}, tile_scenes(labelled, held)
+
+        def validate(phase: Phase, step: int, state: TrainState) -> dict[str, float]:
+            del phase, step
+            return {VALIDATION: evaluate(forward(variables_of(state)), scenes, **shared).scores["miou"]}
+
+        parts, validation = (config, source, network, init_key), validate if len(held) else None
+        make_task = partial(segmentation_task, *parts, batch_size=batch_size, validate=validation)
         done, state = checkpoints.go_on(make_task(None).init, sharding.replicated(mesh))
-        if done >= end and (workdir / "summary.json").exists():
+        if done >= end and read_by_first(lambda: bool(read_record(workdir / "summary.json"))):
             logging.info("%s: this run has ended after %d steps; another --workdir starts a new one.", workdir, done)
             return None
         task = make_task(None if done else initial_encoder(config))
@@ -161,9 +142,7 @@ def run(config: Any, workdir: str | Path) -> dict[str, Any] | None:
         evaluation = evaluate(
             forward(variables_of(state)),
             labelled.test,
-            labelled.classes,
-            bands=bands,
-            **scoring(config),
+            **shared,
             boundary=settings.boundary,
             without=settings.without,
             pictures=settings.figure_scenes,
@@ -181,16 +160,65 @@ def run(config: Any, workdir: str | Path) -> dict[str, Any] | None:
     return finish(workdir, steps=end, tiles=len(source), seconds=time.monotonic() - began, more=found)
 
 
+class Prepared(NamedTuple):
+    """What a fine-tuning run works on.
+
+    Attributes:
+        labelled: the data set.
+        chosen: tiles of `labelled.train` whose labels are used.
+        held: those of them that do not train but validate; may be empty.
+        source: the others.
+        batch_size: tiles of a global batch; all of them for a linear head.
+        network: the module.
+    """
+
+    labelled: LabelledSet
+    chosen: np.ndarray
+    held: np.ndarray
+    source: TileSource
+    batch_size: int
+    network: nn.Module
+
+
+def prepared(config: Any, mesh: Mesh) -> Prepared:
+    """Opens what a run works on; every process must call it.
+
+    Args:
+        config: checked and its encoder followed; its section `bands` is settled here.
+        mesh: the devices.
+
+    Raises:
+        ConfigError: the data cannot be had as it is described, or the devices cannot share a batch.
+    """
+    linear = config.head.name == "linear"
+    if not linear:
+        check_batch_size(config.batch_size, devices=mesh.size)
+    labelled = sharding.in_all(lambda: open_data(config.data, numbers=config.bands.numbers))
+    settle_bands(config, labelled.bands)
+    check_class_names(config.evaluate.without, labelled.classes)
+    chosen = choose(labelled, config.labels, config.labels_seed)
+    training, held = chosen, chosen[:0]
+    if config.validate_every and not linear:
+        if len(chosen) >= FEW:
+            training, held = hold_out(labelled, chosen, config.validation_share, config.labels_seed)
+        if not len(held):
+            few = f"below {FEW}" if len(chosen) < FEW else "of one group"
+            logging.info("The %d labelled crops are %s: the last iterate counts, nothing is chosen.", len(chosen), few)
+    source = labelled.train.subset(training)
+    batch_size = len(source) if linear else fitting_batch_size(config.batch_size, tiles=len(source), devices=mesh.size)
+    network = build_segmenter(config.model, config.head, len(labelled.classes))
+    return Prepared(labelled, chosen, held, source, batch_size, network)
+
+
 def segmentation_task(
     config: Any,
     source: TileSource,
     network: nn.Module,
-    forward: Callable[[Any], Forward],
     init_key: jax.Array,
     encoder: dict[str, Any] | None,
     *,
     batch_size: int,
-    validation: Callable[[Forward], Evaluation] | None,
+    validate: Callable[[Phase, int, TrainState], dict[str, float]] | None = None,
 ) -> Task:
     """Puts together what the loop runs.
 
@@ -198,11 +226,10 @@ def segmentation_task(
         config: checked, its encoder followed and its bands settled.
         source: the tiles to train on.
         network: the module.
-        forward: from `make_forward`, for the validation.
         init_key: of the initial parameters.
         encoder: from `initial_encoder`.
         batch_size: tiles of a global batch.
-        validation: scores a network on what was held out, to choose a checkpoint; None chooses the last.
+        validate: the hook that scores what was held out, to choose a checkpoint; None chooses the last.
 
     Returns:
         The task.
@@ -219,11 +246,6 @@ def segmentation_task(
         class_weights=tuple(config.loss.class_weights) or None,
         train_encoder=config.encoder_rate > 0,
     )
-
-    def validate(phase: Phase, step: int, state: TrainState) -> dict[str, float]:
-        del phase, step
-        assert validation is not None
-        return {VALIDATION: validation(forward(variables_of(state))).scores["miou"]}
 
     replaced = Replaced()
     return Task(
@@ -251,7 +273,7 @@ def segmentation_task(
         schedule=np.asarray(jax.vmap(schedule)(np.arange(ends[-1]))),
         hooks=(
             counting(replaced),
-            *((Hook(validate, every=config.validate_every, saves=True),) if validation else ()),
+            *((Hook(validate, every=config.validate_every, saves=True),) if validate else ()),
         ),
     )
 
@@ -273,6 +295,6 @@ def fit_linear_head(config: Any, state: TrainState, source: TileSource, classes:
     mesh = sharding.local_mesh()
     encode = make_forward(build_encoder(**config.model), Bands(**config.bands.to_dict()), mesh)
     variables = {"params": state.params["encoder"], "batch_stats": state.stats["encoder"]}
-    tiles = (source[i] for i in range(len(source)))
+    tiles = (tile for _, tile in readable(source, range(len(source))))
     head = fit_probe(encode(variables), tiles, classes, l2=config.l2, devices=mesh.size)
     return state.replace(step=state.step + 1, params={**state.params, "decoder": head})

@@ -1,6 +1,5 @@
 """A segmentation network with its weights and everything that belongs to them."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,8 +12,9 @@ from jax.sharding import Mesh
 from grass_jax.bands import Bands, normalise, unit_range
 from grass_jax.buckets import place
 from grass_jax.checkpoints.reading import restore_part
-from grass_jax.checkpoints.resume import run_config
+from grass_jax.checkpoints.resume import intact, run_config
 from grass_jax.models import build_segmenter
+from grass_jax.report.records import read_record
 from grass_jax.sharding import replicated, split_by_tile
 from grass_jax.state import variable_shapes
 
@@ -86,22 +86,31 @@ def load_segmenter(workdir: str | Path, step: int | None = None) -> Segmentation
         The network with its weights, normalisation and classes.
 
     Raises:
-        FileNotFoundError: there is no segmentation run, or no checkpoint of that step.
+        FileNotFoundError: there is no segmentation run, it is damaged, or it has no checkpoint of that step.
     """
-    config = run_config(workdir, task="segment")
-    summary = place(workdir) / "summary.json"
-    if step is None and summary.exists():
-        step = json.loads(summary.read_text())["chosen_step"]
-    labels = json.loads((summary.parent / "config.json").read_text())["labels"]
-    module, bands = build_segmenter(config["model"], config["head"], len(labels["classes"])), Bands(**config["bands"])
+    config, path = run_config(workdir, task="segment"), place(workdir) / "config.json"
+    with intact(path):
+        labels = read_record(path)["labels"]
+        classes, colours = tuple(labels["classes"]), np.asarray(labels["colours"], np.uint8)
+        module, bands = build_segmenter(config["model"], config["head"], len(classes)), Bands(**config["bands"])
+        window, gsd = config["data"]["tile_size"], config["data"]["gsd"] or None
     shapes = variable_shapes(module, len(bands))
-    restored = restore_part(workdir, {"params": shapes["params"], "stats": shapes["batch_stats"]}, step)
-    return Segmentation(
-        module=module,
-        variables={"params": restored["params"], "batch_stats": restored["stats"]},
-        bands=bands,
-        classes=tuple(labels["classes"]),
-        colours=np.asarray(labels["colours"], np.uint8),
-        window=config["data"]["tile_size"],
-        gsd=config["data"]["gsd"] or None,
-    )
+    wanted = {"params": shapes["params"], "stats": shapes["batch_stats"]}
+    restored = restore_part(workdir, wanted, step or counted_step(workdir))
+    variables = {"params": restored["params"], "batch_stats": restored["stats"]}
+    return Segmentation(module, variables, bands, classes, colours, window, gsd)
+
+
+def counted_step(workdir: str | Path) -> int | None:
+    """The step of the checkpoint that a fine-tuning run has chosen, or ended with; None where it has not ended.
+
+    Raises:
+        FileNotFoundError: the run's summary does not say it.
+    """
+    path = place(workdir) / "summary.json"
+    if not path.exists():
+        return None
+    step = read_record(path).get("chosen_step")
+    if type(step) is not int:
+        raise FileNotFoundError(f"{path} is damaged: name a step, or start the run again, which scores it once more.")
+    return step

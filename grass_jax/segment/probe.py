@@ -15,6 +15,7 @@ from absl import logging
 from scipy.optimize import minimize
 
 from grass_jax.config import ConfigError
+from grass_jax.data.faults import DataError
 
 MOST_ITERATIONS = 1000
 BATCH = 32  # tiles encoded at once
@@ -138,6 +139,9 @@ def encode_tiles(
 
     Returns:
         Features (n, h, w, d) float32 and `cell_counts` (n, h, w, k) of the n tiles, in their order.
+
+    Raises:
+        DataError: there is no tile.
     """
     features, counts = [], []
     size = -(-BATCH // devices) * devices
@@ -159,6 +163,8 @@ def encode_tiles(
             batch = []
     if batch:
         add(batch)
+    if not features:
+        raise DataError("None of the tiles for the linear probe can be read: bring their disk back.")
     return np.concatenate(features), np.concatenate(counts)
 
 

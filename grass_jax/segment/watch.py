@@ -1,9 +1,9 @@
 """What pretraining is worth while it goes on: linear probes and the purity of the guided boxes, on labelled tiles."""
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache, partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,14 @@ from grass_jax.augment import Augmentation, two_views, view_masks
 from grass_jax.bands import Bands
 from grass_jax.checkpoints.saving import Checkpoints
 from grass_jax.config import ConfigError
+from grass_jax.data.faults import readable
 from grass_jax.data.labelled import LabelledSet
 from grass_jax.guidance import GuidanceSettings, guide
 from grass_jax.methods import Method
 from grass_jax.models import build_encoder, build_segmenter
 from grass_jax.report import maps
 from grass_jax.report.log import MetricsLog, read_metrics, write_json
+from grass_jax.report.records import read_record
 from grass_jax.sampling import salient_boxes
 from grass_jax.segment.evaluate import evaluate
 from grass_jax.segment.labelled_data import choose, open_data
@@ -95,7 +97,7 @@ def probing(config: Any, labelled: LabelledSet) -> Callable[[Phase, int, TrainSt
         del phase, step
         own = own_copy(state)
         encoder = {"params": own.params["encoder"], "batch_stats": own.stats["encoder"]}
-        tiles = (labelled.train[int(i)] for i in chosen)
+        tiles = (tile for _, tile in readable(labelled.train, chosen))
         head = fit_probe(encode(encoder), tiles, k, l2=settings.l2, devices=mesh.size)
         variables = {
             "params": {"encoder": encoder["params"], "decoder": head},
@@ -127,8 +129,7 @@ def purity_watch(
     hp = replace(hp, boxes="guided")  # also where random ones train: they are what the guided are compared with
     k, batch = len(labelled.classes), min(PURITY_BATCH, config.probe.purity_tiles, len(labelled.train))
     order = np.random.default_rng(config.seed).permutation(len(labelled.train))
-    count = max(batch, min(config.probe.purity_tiles, len(order)) // batch * batch)
-    tiles = order[:count].reshape(-1, batch)
+    count = min(config.probe.purity_tiles, len(order)) // batch * batch
     random = cache(lambda: init().replace(opt_state=()))
 
     @jax.jit
@@ -148,17 +149,21 @@ def purity_watch(
             return {}
         own = own_copy(state.replace(opt_state=()))
         parts: dict[str, list[Purity]] = {}
-        for number, indices in enumerate(tiles):
-            found = [labelled.train[int(i)] for i in indices]
+        groups: list[str] = []
+        # the next tile takes the place of one that cannot be read, but not all of them are tried where the disk is gone
+        drawn = islice(readable(labelled.train, order[: 2 * count]), count)
+        for number, found in enumerate(iter(lambda: list(islice(drawn, batch)), [])):
+            groups += [labelled.train_groups[i] for i, _ in found]
             # the first two keys that split from the seed's are those of the initial parameters and of the run
             key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), 2), number)
-            images, masks = (np.stack([tile[kind] for tile in found]) for kind in ("image", "mask"))
+            images, masks = (np.stack([tile[kind] for _, tile in found]) for kind in ("image", "mask"))
             masks, boxes = jax.device_get(all_boxes(own, random(), key, images, masks))
             masks = masks.reshape(-1, augmentation.size, augmentation.size)
             for name, its in zip(BOXES, boxes, strict=True):
                 rng = np.random.default_rng([config.seed, number])
                 parts.setdefault(name, []).append(box_purity(masks, its.reshape(-1, 4), k, rng))
-        groups = [labelled.train_groups[int(i)] for i in tiles.ravel()]
+        if not groups:
+            return {}
         summary = summarise_purity({n: join(p) for n, p in parts.items()}, groups, labelled.classes)
         name = phase.name if step else "random"
         try:
@@ -174,14 +179,20 @@ def purity_watch(
 
 def read_purity(workdir: Path) -> dict[str, Any]:
     """Reads what has been measured of a run's purity: by phase, and `random` for the encoder before it."""
-    path = workdir / PURITY_FILE
-    return json.loads(path.read_text()) if path.exists() else {}
+    return read_record(workdir / PURITY_FILE, "what it lacks is measured again by the same command after the end")
 
 
-def unwatched(workdir: Path, steps: dict[str, int]) -> dict[str, int]:
-    """Keeps of named steps, `random`, 0, and the ends of phases, those that no probe has seen."""
-    seen = {record["step"] for record in read_metrics(workdir) if record.get("probe_miou") is not None}
-    return {name: step for name, step in steps.items() if step not in seen}
+def unwatched(workdir: Path, steps: dict[str, int], *, purity: bool) -> dict[str, int]:
+    """Keeps of named steps, `random`, 0, and the ends of phases, those that no probe has seen.
+
+    Args:
+        workdir: folder of the run.
+        steps: by name.
+        purity: whether one that is missing counts, too.
+    """
+    probed = {record["step"] for record in read_metrics(workdir) if record.get("probe_miou") is not None}
+    pure = read_purity(workdir) if purity else steps
+    return {name: step for name, step in steps.items() if step not in probed or name not in pure}
 
 
 def watch_afterwards(task: Task, steps: dict[str, int], checkpoints: Checkpoints, workdir: Path, mesh: Mesh) -> None:
