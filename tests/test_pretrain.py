@@ -13,8 +13,9 @@ import pytest
 from PIL import Image
 
 from grass_jax import build, pretrain
+from grass_jax.bands import RGB
 from grass_jax.build import build_schedule
-from grass_jax.checkpoints.resume import refuse_other_run
+from grass_jax.checkpoints.resume import refuse_other_run, refuse_other_trunk
 from grass_jax.checkpoints.saving import ResumeError
 from grass_jax.config import ConfigError
 from grass_jax.data.loader import check_batch_size, fitting_batch_size
@@ -85,6 +86,8 @@ def test_a_finished_run_says_so_and_stays_as_it_is(finished, tiny, caplog):
 
 @pytest.mark.parametrize("stop", [1, 6, 9, 12])
 def test_an_interrupted_run_ends_as_if_it_had_not_been(finished, tiny, tmp_path, monkeypatch, stop):
+    config = tiny(**{"log.figure_tiles": 0})
+
     class Killed(BaseException):
         pass
 
@@ -98,10 +101,10 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(finished, tiny, tmp_path,
     with monkeypatch.context() as patch:
         patch.setattr(pretrain, "fallback_watch", kill)
         with pytest.raises(Killed):
-            pretrain.run(tiny(), tmp_path)
+            pretrain.run(config, tmp_path)
     with (tmp_path / "metrics.jsonl").open("a") as log:
         log.write('{"step": 99, "torn')
-    pretrain.run(tiny(), tmp_path)
+    pretrain.run(config, tmp_path)
     for expected, actual in zip(arrays(finished[0]), arrays(tmp_path), strict=True):
         np.testing.assert_array_equal(actual, expected)
     timeless = [
@@ -157,6 +160,37 @@ def test_another_config_in_the_same_folder_is_refused(finished, tiny):
         )
 
 
+@pytest.mark.parametrize(
+    ("config", "data"),
+    [
+        ({"phases": None}, {}),
+        ({"phases": 3}, {}),
+        ({"phases": ["warmup", "gs"]}, {}),
+        ({"warmup": {}}, {}),
+        ({"warmup": {"epochs": "two"}}, {}),
+        ({"warmup": {"steps": None}}, {}),
+        ({}, {"tiles": None}),
+        ({}, {"batch_size": 0}),
+    ],
+)
+def test_a_record_that_lacks_what_a_run_is_compared_by_is_damaged(tmp_path, config, data):
+    model = {"name": "resnet18", "width": 4, "output_stride": 8, "dtype": "float32"}
+    whole = {"task": "pretrain", "bands": RGB.asdict(), "model": model, "phases": ["warmup"], "warmup": {"epochs": 2}}
+    record = {"config": whole | config, "data": {"tiles": 30, "batch_size": 8, "tiles_digest": "a"} | data}
+    (tmp_path / "config.json").write_text(json.dumps(record))
+    with pytest.raises(
+        ResumeError, match=r"/config\.json, which the run has to be compared with, is damaged: put a copy"
+    ):
+        refuse_other_run(tmp_path, whole, record["data"], steps_per_epoch=3, done=3)
+    with pytest.raises(
+        ResumeError, match=r"^config\.branch: .*/config\.json is damaged \(.*\): restore it from a copy"
+    ):
+        refuse_other_trunk(tmp_path, whole, record["data"], steps_per_epoch=3)
+    (tmp_path / "config.json").write_text('{"config": {}, "data": {}}')
+    with pytest.raises(ResumeError, match=r"is damaged: put a copy"):
+        refuse_other_run(tmp_path, whole, record["data"], steps_per_epoch=3, done=3)
+
+
 def test_a_longer_training_goes_on(tiny, one_device, tmp_path, monkeypatch):
     pretrain.run(tiny(**{"gs.epochs": 1}), tmp_path)
     summary_while_training = []
@@ -182,7 +216,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_state(t
     assert (tmp_path / "figures" / "curves.png").exists()
 
 
-def test_a_batch_that_the_devices_cannot_share_is_refused_before_any_work(tiny, tmp_path):
+def test_a_batch_that_the_devices_cannot_share_is_refused_before_any_work(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(pretrain.sharding, "make_mesh", make_mesh)  # all devices
     with pytest.raises(ConfigError, match=f"multiple of the {jax.device_count()} devices"):
         pretrain.run(tiny(batch_size=12), tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -86,7 +86,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
         raise ConfigError(f"config.results: {error}") from error
     for number, row in enumerate(rows, 1):
         if not isinstance(row, dict) or any(type(row.get(name)) not in (str, int) for name in ALWAYS):
-            raise ConfigError(f"config.results: Line {number} of {path} is no result: remove that line.")
+            raise ConfigError(f"config.results: Line {number} of {path} is no result: remove it.")
     return rows
 
 

@@ -1,11 +1,14 @@
 """The lines of results: found again, appended to, and mended after a kill."""
 
+import errno
 import json
+import os
 
 import pytest
 
 from grass_jax.comparison.results import Results
 from grass_jax.config import ConfigError
+from grass_jax.report.atomic import DiskFullError
 
 LINE = {"config_hash": "h", "arm": "gs", "seed": 0, "evaluation": "probe", "budget": "10", "list": 1, "miou": 0.5}
 
@@ -45,3 +48,28 @@ def test_a_damaged_line_is_named(tmp_path):
         ConfigError, match=r"^config\.results: Line 2 of .*results\.jsonl is not a whole result: remove"
     ):
         Results(path)
+
+
+@pytest.mark.parametrize("line", ["5", "null", "[]", "{}", json.dumps(LINE | {"seed": None}), '{"arm": ["gs"]}'])
+def test_a_line_that_is_no_result_is_named(tmp_path, line):
+    path = tmp_path / "results.jsonl"
+    path.write_text(json.dumps(LINE) + f"\n{line}\n")
+    with pytest.raises(ConfigError, match=r"^config\.results: Line 2 of .*results\.jsonl is no result: remove it\.$"):
+        Results(path)
+
+
+def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch):
+    def fails(number):
+        def fsync(_):
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(os, "fsync", fsync)
+
+    results = Results(tmp_path / "results.jsonl")
+    fails(errno.ENOSPC)
+    with pytest.raises(DiskFullError, match=r"results\.jsonl cannot be written, as its disk is full: make room"):
+        results.add([LINE])
+    fails(errno.EIO)
+    with pytest.raises(OSError, match="Input/output") as error:
+        results.add([LINE])
+    assert not isinstance(error.value, DiskFullError)

@@ -3,11 +3,13 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 
+from grass_jax.checkpoints.saving import ResumeError
 from grass_jax.comparison import run as comparison
 from grass_jax.comparison.results import Results
 from grass_jax.config import ConfigError
@@ -139,3 +141,77 @@ def test_a_weights_file_that_is_not_there_is_named_first(tiny_compare, tmp_path)
 def test_without_test_scenes_it_is_refused(tiny_compare, tmp_path):
     with pytest.raises(ConfigError, match=r"^config\.data\.test chooses no scene, .*\.$"):
         comparison.run(tiny_compare(**{"data.test": ""}), tmp_path)
+
+
+@pytest.fixture
+def alone(tiny_compare, tmp_path):
+    """Makes the part of a comparison that works on one arm, without its data: `alone(**changes)`."""
+
+    def alone(**changes):
+        found = object.__new__(comparison._Comparison)
+        found.config, found.workdir, found.digest = tiny_compare(**changes), tmp_path, "d"
+        found.results = Results(tmp_path / "results.jsonl")
+        return found
+
+    return alone
+
+
+def test_a_purity_that_was_not_measured_is_said_and_left_out(alone, monkeypatch, caplog):
+    measuring, spent = alone(), {"updates": 3, "compute": 3.0}
+    own, arm = SimpleNamespace(model=SimpleNamespace(name="resnet18")), measuring.config.arms.gs
+    monkeypatch.setattr(comparison._Comparison, "_missing", lambda self, part, *_: ["gs"] if part == "purity" else [])
+    monkeypatch.setattr(comparison._Comparison, "_pretrain", lambda *_: (own, dict(spent)))
+    home = measuring._home("gs", 0)
+    home.mkdir(parents=True)
+    for text in (None, "{", '{"warmup": {}}'):  # a full disk, a kill, a full disk at the end of the last phase
+        if text:
+            (home / "purity.json").write_text(text)
+        measuring.measure("gs", arm, 0)
+    assert measuring.results.rows == []
+    assert caplog.text.count("no purity was measured") == 3
+    gain = {"mean": 0.1, "low": 0.0, "high": 0.2}
+    purity = {"gs": {"boxes": {"guided": {"mixed": {"majority": gain}}}}}
+    (home / "purity.json").write_text(json.dumps(purity))
+    measuring.measure("gs", arm, 0)
+    (row,) = measuring.results.rows
+    assert (row["evaluation"], row["phase"], row["purity"], row["updates"]) == ("purity", "gs", gain, 3)
+
+
+def test_a_run_keeps_the_length_that_it_began_with(alone, monkeypatch):
+    """Costs that are measured once more must not make an ended run of equal compute shorter, which would refuse it."""
+    lengths, data = [], {"tiles": 48, "batch_size": 8}
+
+    def run(own, home):
+        home.mkdir(parents=True, exist_ok=True)
+        (home / "config.json").write_text(json.dumps({"config": own.to_dict(), "data": data}))
+        if own.phases[-1] == "simclr":
+            lengths.append(own.simclr.epochs)
+
+    monkeypatch.setattr(comparison.pretrain, "run", run)
+    measuring = alone(**{"pretrain.gs.epochs": 4.0})
+    name, arm = "simclr_compute", measuring.config.arms.simclr_compute
+    for seed, cost in ((0, 1.5), (0, 1.25), (0, 2.0), (1, 1.25)):
+        measuring.costs = SimpleNamespace(of=lambda own, phase, cost=cost: cost if phase == "gs" else 1.0)
+        _, spent = measuring._pretrain(name, arm, seed, measuring._home(name, seed))
+    assert lengths == [6.0, 6.0, 6.0, 5.0]
+    assert spent == {"updates": 6 * (2 + 5), "compute": 6.0 * (2 + 5)}  # with the trunk
+
+
+def test_scores_of_a_fine_tuning_run_that_are_damaged_are_one_sentence(alone, monkeypatch):
+    scores = {"miou": 0.5, "overall_accuracy": 0.6, "iou": {"grass": 0.5}, "areas": {"miou": 0.4}}
+    whole = {"summary.json": {"labelled_crops": 8, "test": scores}, "confusion.json": {"classes": [], "scenes": {}}}
+    measuring, row, damaged = alone(), {"arm": "gs", "seed": 0}, {}
+
+    def run(own, folder):
+        folder.mkdir(exist_ok=True)
+        for name, content in whole.items():
+            (folder / name).write_text(damaged.get(name, json.dumps(content)))
+
+    monkeypatch.setattr(comparison.finetune, "run", run)
+    for name, text in (("summary.json", "{"), ("confusion.json", "null"), ("confusion.json", "")):
+        damaged = {name: text}
+        with pytest.raises(ResumeError, match=r"^The scores in .*finetune_8_0-\w+ are damaged: delete its summary"):
+            measuring._finetune(row, "8", 0, "", measuring.workdir)
+    damaged = {}
+    measuring._finetune(row, "8", 0, "", measuring.workdir)
+    assert [(r["crops"], r["miou"], r["area_miou"]) for r in measuring.results.rows] == [(8, 0.5, 0.4)]

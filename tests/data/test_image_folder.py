@@ -4,6 +4,7 @@ import pickle
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -364,6 +365,8 @@ def test_prepared_once_and_again_when_something_changes(folder, tiles, generatio
         assert tiles()[0]["image"][0, 0, 2] == 3
     assert len(generations) == 4
     assert "has changed since" in caplog.text
+    (Path(first.name) / "metadata.json").write_text("{")  # torn; it is no part of what is read
+    assert len(tiles()) == len(first)
 
     (folder / "a.png").rename(folder / "c.png")
     assert tiles().files == ("c.png", "sub/b.png")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from configs import export as export_config
-from grass_jax.bands import RGB
+from grass_jax.bands import RGB, Bands
 from grass_jax.checkpoints.saving import Checkpoints
 from grass_jax.interop import export
 from grass_jax.models import build_encoder, build_segmenter
@@ -85,6 +85,13 @@ def random_variables():
         return jax.tree_util.tree_map_with_path(one, shapes)
 
     return draw
+
+
+@pytest.fixture(scope="session")
+def four():
+    """Bands of a satellite, of 16 bits: blue, green, red and the fifth of its file."""
+    values = {"low": (10.0,) * 4, "high": (4000.0, 3000.0, 2000.0, 5000.0)}
+    return Bands((1, 2, 3, 5), "uint16", **values, mean=(0.4, 0.3, 0.2, 0.5), std=(0.1, 0.2, 0.1, 0.2), rgb=(3, 2, 1))
 
 
 HEAD = {"name": "deeplabv3plus", "channels": 8, "dropout": 0.1}

@@ -5,18 +5,6 @@ import logging
 
 import pytest
 
-from grass_jax.bands import Bands
-
-FOUR = Bands(
-    (1, 2, 3, 5),
-    "uint16",
-    (10.0,) * 4,
-    (4000.0, 3000.0, 2000.0, 5000.0),
-    (0.4, 0.3, 0.2, 0.5),
-    (0.1, 0.2, 0.1, 0.2),
-    (3, 2, 1),
-)
-
 
 @pytest.mark.parametrize(
     ("name", "stride", "timms", "mmsegmentations"),
@@ -40,8 +28,8 @@ def test_the_output_stride_on_the_cards_of_other_libraries(
         assert ("above computes them at 32" in card) == (name == "resnet18" and stride != 32)
 
 
-def test_the_card_says_what_there_is(tmp_path, make_run, run):
-    workdir, _ = make_run("segment", bands=FOUR)
+def test_the_card_says_what_there_is(tmp_path, make_run, run, four):
+    workdir, _ = make_run("segment", bands=four)
     run(workdir, tmp_path / "n.safetensors", licence="CC BY 4.0", data="Four towns | from the air.")
     card = (tmp_path / "n.md").read_text()
     for words in (

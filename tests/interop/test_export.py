@@ -12,7 +12,6 @@ import safetensors.numpy
 
 from configs import export as export_config
 from grass_jax import pretrain
-from grass_jax.bands import Bands
 from grass_jax.config import ConfigError
 from grass_jax.interop import export
 from grass_jax.interop.names import encoder_tensors
@@ -20,30 +19,20 @@ from grass_jax.interop.open_weights import open_weights
 from grass_jax.interop.read_encoder import read_encoder
 from grass_jax.state import load_encoder
 
-FOUR = Bands(
-    (1, 2, 3, 5),
-    "uint16",
-    (10.0,) * 4,
-    (4000.0, 3000.0, 2000.0, 5000.0),
-    (0.4, 0.3, 0.2, 0.5),
-    (0.1, 0.2, 0.1, 0.2),
-    (3, 2, 1),
-)
-
 
 @pytest.mark.parametrize(("name", "stride"), [("resnet18", 32), ("resnet50", 16)])
-def test_an_encoder_comes_back_bit_for_bit(tmp_path, make_run, name, stride, run):
-    workdir, variables = make_run(name=name, width=64 if name == "resnet18" else 16, stride=stride, bands=FOUR)
+def test_an_encoder_comes_back_bit_for_bit(tmp_path, make_run, name, stride, run, four):
+    workdir, variables = make_run(name=name, width=64 if name == "resnet18" else 16, stride=stride, bands=four)
     done = run(workdir, tmp_path / "out" / "encoder.safetensors")
     assert done["step"] == 4
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["encoder.md", "encoder.safetensors"]
     like = jax.eval_shape(lambda: variables)
-    again = read_encoder(done["output"], like, bands=FOUR)
+    again = read_encoder(done["output"], like, bands=four)
     jax.tree.map(np.testing.assert_array_equal, again, dict(variables))
 
 
-def test_what_a_file_says_of_itself(tmp_path, make_run, run):
-    workdir, _ = make_run(bands=FOUR)
+def test_what_a_file_says_of_itself(tmp_path, make_run, run, four):
+    workdir, _ = make_run(bands=four)
     run(workdir, tmp_path / "encoder.safetensors")
     with safetensors.safe_open(tmp_path / "encoder.safetensors", "numpy") as file:
         said = file.metadata()
@@ -84,8 +73,8 @@ def test_mmsegmentations_checkpoint(tmp_path, make_run, run):
     assert "prefix='backbone.'" in card
 
 
-def test_timms_folder(tmp_path, make_run, run):
-    workdir, variables = make_run(width=64, bands=FOUR)
+def test_timms_folder(tmp_path, make_run, run, four):
+    workdir, variables = make_run(width=64, bands=four)
     run(workdir, tmp_path / "folder", format="timm")
     assert sorted(path.name for path in (tmp_path / "folder").iterdir()) == [
         "README.md",
@@ -243,6 +232,29 @@ def test_what_cannot_be_done_is_said(tmp_path, make_run, monkeypatch, task, chan
     with pytest.raises(ConfigError, match=words):
         run(workdir, **changes)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_run_whose_record_is_damaged_is_one_sentence(tmp_path, make_run, run):
+    workdir, _ = make_run("segment")
+    config, output = workdir / "config.json", tmp_path / "e.safetensors"
+    whole = config.read_text()
+    for text in ("", "{", "null", "[]"):
+        config.write_text(text)
+        with pytest.raises(ConfigError, match=r"^config\.model: .*/run holds no run: give the --workdir of a"):
+            run(workdir, output)
+    for key in ("config", "data", "labels", "environment"):
+        for value in (None, {}):
+            config.write_text(json.dumps(json.loads(whole) | {key: value}))
+            with pytest.raises(ConfigError, match=r"^config\.model: .*/run(/config\.json is damaged \(| holds no run)"):
+                run(workdir, output)
+    config.write_text(whole)
+    for text in ("", "{", "null", "{}"):
+        (workdir / "summary.json").write_text(text)
+        with pytest.raises(ConfigError, match=r"^config\.model: .*/summary\.json is damaged: name a step, or start"):
+            run(workdir, output)
+    assert not output.exists()
+    assert run(workdir, output, model_step=4)["step"] == 4
+    assert "None were recorded." in output.with_suffix(".md").read_text()
 
 
 def test_an_older_export_stays_until_all_of_the_new_one_is_there(tmp_path, make_run, monkeypatch, run):

@@ -8,29 +8,20 @@ import pytest
 import safetensors
 import safetensors.numpy
 
-from grass_jax.bands import Bands
 from grass_jax.interop.open_weights import open_weights, read_description
 from grass_jax.interop.torch_write import write_torch
 
-FOUR = Bands(
-    (1, 2, 3, 5),
-    "uint16",
-    (10.0,) * 4,
-    (4000.0, 3000.0, 2000.0, 5000.0),
-    (0.4, 0.3, 0.2, 0.5),
-    (0.1, 0.2, 0.1, 0.2),
-    (3, 2, 1),
-)
 
-
-DESCRIBED = {"model": {"name": "resnet18", "width": 8}, "bands": FOUR.asdict()}
+@pytest.fixture
+def described(four):
+    return {"model": {"name": "resnet18", "width": 8}, "bands": four.asdict()}
 
 
 @pytest.mark.parametrize(("format", "suffix"), [("torchvision", "safetensors"), ("mmsegmentation", "pth")])
-def test_what_a_file_says_is_read(tmp_path, make_run, format, suffix, run):
-    workdir, _ = make_run(bands=FOUR)
+def test_what_a_file_says_is_read(tmp_path, make_run, format, suffix, run, four, described):
+    workdir, _ = make_run(bands=four)
     run(workdir, tmp_path / f"e.{suffix}", format=format)
-    assert read_description(tmp_path / f"e.{suffix}") == DESCRIBED
+    assert read_description(tmp_path / f"e.{suffix}") == described
 
 
 GOOD = {"grass_jax": "1", "encoder": "resnet18", "width": "8", "bands": "[1, 2, 3, 5]", "rgb": "[3, 2, 1]"}
@@ -67,7 +58,7 @@ GOOD |= {"mean": "[0.4, 0.3, 0.2, 0.5]", "std": "[0.1, 0.2, 0.1, 0.2]"}
     ],
 )
 @pytest.mark.parametrize("suffix", ["safetensors", "pth"])
-def test_a_file_that_says_what_cannot_be_is_told(tmp_path, caplog, change, words, suffix):
+def test_a_file_that_says_what_cannot_be_is_told(tmp_path, caplog, change, words, suffix, described):
     said = {key: value for key, value in (GOOD | change).items() if value is not None}
     weights, path = {"a": np.zeros(1, np.float32)}, tmp_path / f"e.{suffix}"
     if suffix == "pth":
@@ -77,7 +68,7 @@ def test_a_file_that_says_what_cannot_be_is_told(tmp_path, caplog, change, words
     with caplog.at_level(logging.WARNING, "absl"):
         read = read_description(path)
     if words is None:
-        assert read == DESCRIBED
+        assert read == described
         assert not caplog.records
     else:
         assert read == {}

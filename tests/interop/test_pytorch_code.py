@@ -5,20 +5,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from grass_jax.bands import RGB, Bands, normalise, unit_range
+from grass_jax.bands import RGB, normalise, unit_range
 from grass_jax.interop.names import encoder_tensors
 from grass_jax.models import build_encoder, build_segmenter
 
-FOUR = Bands(
-    (1, 2, 3, 5),
-    "uint16",
-    (10.0,) * 4,
-    (4000.0, 3000.0, 2000.0, 5000.0),
-    (0.4, 0.3, 0.2, 0.5),
-    (0.1, 0.2, 0.1, 0.2),
-    (3, 2, 1),
-)
 CLASSES = ["grass", "stone", "water"]
+
+
+@pytest.fixture
+def bands(request, four):
+    """Three or four of them."""
+    return {3: RGB, 4: four}[request.param]
 
 
 def blocks_of(card):
@@ -41,7 +38,8 @@ def run_blocks(card, monkeypatch, packages=("torchvision",)):
 @pytest.mark.parametrize("head", ["deeplabv3plus", "fcn", "linear"])
 @pytest.mark.parametrize(
     ("name", "width", "stride", "bands"),
-    [("resnet18", 64, 16, FOUR), ("resnet50", 64, 16, RGB), ("resnet18", 8, 8, RGB), ("resnet50", 8, 32, FOUR)],
+    [("resnet18", 64, 16, 4), ("resnet50", 64, 16, 3), ("resnet18", 8, 8, 3), ("resnet50", 8, 32, 4)],
+    indirect=["bands"],
 )
 def test_the_cards_network_gives_the_same_logits(
     tmp_path, make_run, monkeypatch, name, width, stride, bands, head, run
@@ -63,7 +61,8 @@ def test_the_cards_network_gives_the_same_logits(
 
 @pytest.mark.parametrize(
     ("name", "width", "stride", "bands"),
-    [("resnet18", 64, 32, FOUR), ("resnet50", 64, 16, RGB), ("resnet18", 8, 8, RGB), ("resnet50", 8, 32, FOUR)],
+    [("resnet18", 64, 32, 4), ("resnet50", 64, 16, 3), ("resnet18", 8, 8, 3), ("resnet50", 8, 32, 4)],
+    indirect=["bands"],
 )
 def test_the_cards_encoders_give_the_same_features(tmp_path, make_run, monkeypatch, name, width, stride, bands, run):
     torch = pytest.importorskip("torch")
@@ -98,9 +97,9 @@ def test_the_cards_encoders_give_the_same_features(tmp_path, make_run, monkeypat
 
 
 @pytest.mark.parametrize(("name", "stride"), [("resnet18", 32), ("resnet50", 16), ("resnet50", 8)])
-def test_timm_loads_the_folder(tmp_path, make_run, monkeypatch, name, stride, run):
+def test_timm_loads_the_folder(tmp_path, make_run, monkeypatch, name, stride, run, four):
     torch, timm = pytest.importorskip("torch"), pytest.importorskip("timm")
-    workdir, variables = make_run(name=name, width=64, stride=stride, bands=FOUR)
+    workdir, variables = make_run(name=name, width=64, stride=stride, bands=four)
     run(workdir, tmp_path / "folder", format="timm")
     monkeypatch.chdir(tmp_path)
     images = np.random.default_rng(2).normal(size=(2, 64, 64, 4)).astype(np.float32)

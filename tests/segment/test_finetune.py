@@ -207,6 +207,12 @@ def test_a_linear_head_leaves_the_encoder_alone(pretrained, tiny_segment, tmp_pa
     jax.tree.map(np.testing.assert_array_equal, network.variables["params"]["encoder"], encoder.variables["params"])
     assert network.variables["params"]["decoder"]["classifier"]["conv"]["kernel"].any()
     assert finetune.run(config, tmp_path) is None
+    (tmp_path / "summary.json").write_text("{")  # it is scored once more
+    with pytest.raises(FileNotFoundError, match=r"summary\.json is damaged: name a step, or start the run again"):
+        load_segmenter(tmp_path)
+    again = finetune.run(config, tmp_path)
+    assert again is not None
+    assert (again["test"], again["chosen_step"]) == (summary["test"], summary["chosen_step"])
 
 
 def test_validation_chooses_from_enough_crops_on(tiny_segment, tmp_path, monkeypatch, caplog):
@@ -324,16 +330,16 @@ def open_labelled_test(folder, tmp_path):
     return open_labelled("segmentation_folder", split=Split(test="south"), **options).test
 
 
-def test_a_mosaic_of_real_size_is_mapped_the_same_in_other_windows(finished, tmp_path):
-    """3000 x 2500 pixels, four bands, a nodata border; the patches are those that the network knows."""
-    rng = np.random.default_rng(3)
-    truth = rng.integers(0, 3, (25, 30)).repeat(100, 0).repeat(100, 1)
-    image = np.array([[60, 90, 50], [150, 140, 120], [40, 60, 120]])[truth] + rng.normal(0, 6, (2500, 3000, 3))
-    bands = np.full((4, 2500, 3000), 200, np.uint8)
+def test_a_mosaic_is_mapped_the_same_in_other_windows(finished, tmp_path):
+    """5 x 4 blocks of a file, four bands, a nodata border; the patches are those that the network knows."""
+    rng, (height, width) = np.random.default_rng(3), (900, 1100)
+    truth = rng.integers(0, 3, (9, 11)).repeat(100, 0).repeat(100, 1)
+    image = np.array([[60, 90, 50], [150, 140, 120], [40, 60, 120]])[truth] + rng.normal(0, 6, (height, width, 3))
+    bands = np.full((4, height, width), 200, np.uint8)
     bands[:3] = np.clip(image, 1, 255).astype(np.uint8).transpose(2, 0, 1)
     bands[:, :40] = bands[:, :, -70:] = 0
     profile = {
-        **{"driver": "GTiff", "count": 4, "height": 2500, "width": 3000, "dtype": "uint8", "nodata": 0},
+        **{"driver": "GTiff", "count": 4, "height": height, "width": width, "dtype": "uint8", "nodata": 0},
         **{"crs": "EPSG:26911", "transform": Affine(0.6, 0, 480_000, 0, -0.6, 3_760_000), "tiled": True},
     }
     with rasterio.open(tmp_path / "mosaic.tif", "w", **profile) as raster:
@@ -353,7 +359,7 @@ def test_a_mosaic_of_real_size_is_mapped_the_same_in_other_windows(finished, tmp
         apply.predict_images(config, tmp_path)
         with rasterio.open(tmp_path / str(window) / "mosaic.tif") as raster:
             assert (raster.crs, raster.transform) == (profile["crs"], profile["transform"])
-            assert (raster.count, raster.dtypes, raster.shape) == (1, ("uint8",), (2500, 3000))
+            assert (raster.count, raster.dtypes, raster.shape) == (1, ("uint8",), (height, width))
             maps.append(raster.read(1))
             valid = raster.read_masks(1) == 255
         np.testing.assert_array_equal(valid, (bands != 0).all(0))

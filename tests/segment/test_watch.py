@@ -1,6 +1,7 @@
 """Probes and purity while a tiny encoder pretrains."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -9,8 +10,11 @@ from PIL import Image
 
 from grass_jax import pretrain
 from grass_jax.config import ConfigError
+from grass_jax.data.faults import UnreadableTileError
+from grass_jax.data.source import TileSource
 from grass_jax.report.log import read_metrics
 from grass_jax.segment import watch
+from grass_jax.segment.labelled_data import choose, open_data
 from grass_jax.state import load_encoder
 
 
@@ -78,12 +82,65 @@ def test_watching_changes_no_number_of_the_training(watched, tiny, tmp_path):
         np.testing.assert_array_equal(actual, expected)
 
 
-def test_an_ended_run_can_still_be_summed_up(watched, watched_config):
+@pytest.mark.parametrize("torn", [False, True])
+def test_an_ended_run_can_still_be_summed_up(watched, watched_config, torn):
+    """A summary that was not written, or torn, is made from what was measured."""
     workdir, summary = watched
     (workdir / "summary.json").unlink()
+    if torn:
+        (workdir / "summary.json").write_text("{")
     assert pretrain.run(watched_config, workdir) is None
     again = json.loads((workdir / "summary.json").read_text())
     assert (again["probe"], again["purity"]) == (summary["probe"], summary["purity"])
+
+
+def test_a_purity_that_a_full_disk_did_not_take_is_measured_at_the_next_start(watched, watched_config, tmp_path):
+    workdir, summary = shutil.copytree(watched[0], tmp_path / "run"), watched[1]
+    (workdir / "purity.json").write_text(json.dumps({name: summary["purity"][name] for name in ("random", "warmup")}))
+    assert pretrain.run(watched_config, workdir) is None
+    again = json.loads((workdir / "summary.json").read_text())
+    assert again["purity"] == summary["purity"]
+    assert again["probe"]["gs"] == pytest.approx(summary["probe"]["gs"])
+    assert [record["step"] for record in read_metrics(workdir) if "probe_miou" in record] == [0, 2, 3, 4, 6]
+
+
+def test_tiles_that_cannot_be_read_are_left_out_of_probe_and_purity(
+    watched, watched_config, tmp_path, monkeypatch, caplog
+):
+    workdir, purity = shutil.copytree(watched[0], tmp_path / "run"), watched[1]["purity"]
+    settings = watched_config.probe
+    labelled = open_data(settings.data, "probe.data")
+    order = np.random.default_rng(watched_config.seed).permutation(len(labelled.train)).tolist()
+    bad = {order[3], int(choose(labelled, settings.labels, settings.labels_seed)[0])}
+    read, seen = TileSource.read, []
+
+    def failing(self, index, pauses):
+        if self.name == labelled.train.name:
+            if index in bad:
+                raise UnreadableTileError(self.describe(index), "disk gone")
+            seen.append(index)
+        return read(self, index, pauses)
+
+    monkeypatch.setattr(TileSource, "read", failing)
+    (workdir / "purity.json").write_text(json.dumps({name: purity[name] for name in ("random", "warmup")}))
+    assert pretrain.run(watched_config, workdir) is None
+    assert caplog.text.count("cannot be read (disk gone): it is left out here.") >= 2
+    found = json.loads((workdir / "summary.json").read_text())
+    assert found["purity"]["gs"]["tiles"] == 16  # others take their places
+    assert seen[-16:] == [index for index in order if index not in bad][:16]
+    assert found["probe"]["gs"]["probe_miou"] is not None
+
+
+def test_what_is_missing_of_probe_and_purity_is_named(tmp_path):
+    steps = {"random": 0, "warmup": 3, "gs": 6}
+    lines = [{"step": step, "epoch": 0.0, "phase": "gs", "probe_miou": 0.5} for step in (0, 6)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert watch.unwatched(tmp_path, steps, purity=False) == {"warmup": 3}
+    assert watch.unwatched(tmp_path, steps, purity=True) == steps
+    (tmp_path / "purity.json").write_text('{"random": {}, "warmup": {}}')
+    assert watch.unwatched(tmp_path, steps, purity=True) == {"warmup": 3, "gs": 6}
+    (tmp_path / "purity.json").write_text('{"random": ')
+    assert watch.unwatched(tmp_path, steps, purity=True) == steps
 
 
 def test_a_probe_can_be_switched_on_after_the_run(watched, watched_config, tiny, tmp_path):
