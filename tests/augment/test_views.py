@@ -248,6 +248,13 @@ def test_a_bad_setting_is_named(field, value):
         Augmentation(**{"size": 64} | {field: value})
 
 
+def test_numpys_numbers_are_settings_too():
+    given = {"flip": np.float32(0.5), "hue": np.int64(0), "area": [np.float32(0.25), np.int64(1)]}
+    assert Augmentation(64, **given) == Augmentation(64, flip=0.5, hue=0, area=(0.25, 1))
+    with pytest.raises(ValueError, match=r"^Augmentation flip must be a number from 0 to 1, not 1000"):
+        Augmentation(64, flip=10**400)  # beyond what a float holds
+
+
 @pytest.mark.parametrize(
     ("shape", "dtype", "words"),
     [
