@@ -11,6 +11,7 @@ ROOT = Path(__file__).parents[1]
 # Answers many command lines one after the other, each in a fork of a process that has imported main.py.
 ANSWERS = """
 import json, os, sys
+from types import SimpleNamespace
 import jax, main
 from absl import app
 from grass_jax.rendezvous import NotMetError
@@ -70,7 +71,7 @@ def test_a_mistake_is_answered_before_any_work(tmp_path):
 def test_what_ends_a_run_is_told_by_its_code_and_one_sentence(tmp_path):
     """Others that are late ask for another start; too little memory for another batch; the rest keeps its traceback."""
     late = "main.sharding.initialize = fails(NotMetError('nobody came.'))"
-    hung_up = "read, write = os.pipe(); os.close(read); sys.stderr = open(write, 'w', 1)"
+    closed = "sys.stderr = SimpleNamespace(write=fails(OSError('Input/output error')), flush=lambda: None)"
     breaks = "main.TASKS[{!r}] = fails(jax.errors.JaxRuntimeError({!r}))"
     full = "RESOURCE_EXHAUSTED: Out of memory\nallocating 9 bytes."
     advice = "--dry_run says the largest config.batch_size that fits, and config.micro_batches=8 keeps"
@@ -79,7 +80,7 @@ def test_what_ends_a_run_is_told_by_its_code_and_one_sentence(tmp_path):
         (["--config=configs/gs.py", "--config.micro_batches=2"], breaks.format("pretrain", full)),
         (["--config=configs/segment.py"], breaks.format("segment", full)),
         (["--config=configs/segment.py"], breaks.format("segment", "INTERNAL: a fault")),
-        (["--config=configs/gs.py"], f"{hung_up}; main.TASKS['pretrain'] = fails(Stopped(7, 1))"),
+        (["--config=configs/gs.py"], f"{closed}; main.TASKS['pretrain'] = fails(Stopped(7, 1))"),
     ]
     cases = [([*arguments, f"--workdir={tmp_path}"], broken) for arguments, broken in cases]
     codes, (nobody, micro, smaller, trace, _) = zip(*answers(cases, tmp_path), strict=True)
