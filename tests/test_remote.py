@@ -122,6 +122,8 @@ def test_what_a_library_raises_is_an_error_as_a_disk_has_them(tmp_path, monkeypa
         def __fspath__(self):
             return "gs://bucket/run"
 
+        __str__ = __fspath__
+
         def exists(self):
             raise LookupError("503")  # in place of a kind of the library's own
 

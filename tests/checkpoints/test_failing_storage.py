@@ -3,6 +3,7 @@
 import errno
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -116,19 +117,21 @@ def test_the_last_state_is_saved_when_all_processes_say_so(tmp_path, monkeypatch
     """The fifth question, after two on saving and one on waiting, is whether it is there: here another one lacks it."""
     others = [False] * 4 + [True] + [False] * 99
     monkeypatch.setattr(saving, "_anywhere", lambda happened: others.pop(0) or happened)
-    waited: list[float] = []
+    slept: list[float] = []
     with Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save_surely(1, state_of(1), pause=7, sleep=waited.append)
-        assert waited == [7]
+        checkpoints.save_surely(1, state_of(1), pause=7, sleep=slept.append)
+    assert slept == [7]
     others[:] = [True] * 99
     with pytest.raises(SaveError, match="step 2 could not be saved"), Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save_surely(2, state_of(2), sleep=waited.append)
+        checkpoints.save_surely(2, state_of(2), sleep=slept.append)
 
 
 @pytest.fixture
-def at_once(monkeypatch):
-    """Reads again without waiting."""
-    monkeypatch.setattr(reading, "READ_AGAIN", (0.0, 0.0))
+def waited(monkeypatch) -> list[float]:
+    """The seconds for which a reader would have waited; in tests it does not."""
+    seconds: list[float] = []
+    monkeypatch.setattr(reading, "time", SimpleNamespace(sleep=seconds.append))
+    return seconds
 
 
 @pytest.fixture
@@ -154,20 +157,21 @@ TENSORSTORE = 'Error opening "cast" driver: Error reading local file "/run/12/d/
     ],
     ids=lambda value: str(value)[:24],
 )
-def test_what_the_storage_has_not_given_is_read_again_and_damage_is_not(recorded, at_once, error, tries):
+def test_what_the_storage_has_not_given_is_read_again_and_damage_is_not(recorded, waited, error, tries):
     read = raising(error, 2, lambda: {"a": 1})
     assert checked(recorded, read)[0] == ({"a": 1} if tries == 3 else None)
     assert read.calls == tries
+    assert [seconds for seconds in waited if seconds >= 1] == list(reading.READ_AGAIN)[: tries - 1]
     found, why = checked(recorded, raising(error))
     assert (found, "\n" in why, bool(why)) == (None, False, True)
 
 
-def test_the_record_of_a_checkpoint_is_read_again_too(recorded, at_once, monkeypatch):
+def test_the_record_of_a_checkpoint_is_read_again_too(recorded, waited, monkeypatch):
     monkeypatch.setattr(Path, "read_text", raising(STALE, 2, Path.read_text))
     assert checked(recorded, lambda: {"a": 1}) == ({"a": 1}, "")
 
 
-def test_no_process_begins_to_read_before_all_know_the_record(recorded, at_once):
+def test_no_process_begins_to_read_before_all_know_the_record(recorded, waited):
     """Who begins waits for the others in there."""
     read, others = raising(STALE, 0, lambda: {"a": 1}), [True, True, False, False]
     assert checked(recorded, read, lambda happened: others.pop(0) or happened) == ({"a": 1}, "")
@@ -177,7 +181,7 @@ def test_no_process_begins_to_read_before_all_know_the_record(recorded, at_once)
     assert read.calls == 1
 
 
-def test_a_sound_checkpoint_stays_where_a_read_fails_for_a_moment(tmp_path, at_once, monkeypatch):
+def test_a_sound_checkpoint_stays_where_a_read_fails_for_a_moment(tmp_path, waited, monkeypatch):
     with Checkpoints(tmp_path) as checkpoints:
         for step in (1, 2):
             checkpoints.save(step, state_of(step))
