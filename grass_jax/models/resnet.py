@@ -11,8 +11,9 @@ from typing import Any, ClassVar, Literal, overload
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
+
+from grass_jax.models.cpu_gradients import convolve, max_pool, pointwise
 
 # torchvision's own initialiser: Kaiming normal, fan out, gain of ReLU
 kaiming_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -22,7 +23,8 @@ class Conv(nn.Module):
     """A convolution without bias, padded by `dilation * (kernel // 2)` on every side as torchvision pads.
 
     A 1x1 convolution is written as a matrix product: XLA on CPU takes several times longer for the weight gradient of
-    the convolution, and on accelerators the two compile to the same thing.
+    the convolution, and on accelerators the two compile to the same thing. What else is slow there, the gradients of
+    large maps, has its own code in `cpu_gradients`.
     """
 
     channels: int
@@ -37,16 +39,8 @@ class Conv(nn.Module):
         kernel = self.param("kernel", kaiming_fan_out, (self.kernel, self.kernel, x.shape[-1], self.channels))
         x, kernel = promote_dtype(x, kernel, dtype=self.dtype)
         if self.kernel == 1:
-            return jnp.einsum("nhwc,cd->nhwd", x[:, :: self.stride, :: self.stride], kernel[0, 0])
-        pad = self.dilation * (self.kernel // 2)
-        return jax.lax.conv_general_dilated(
-            x,
-            kernel,
-            window_strides=(self.stride, self.stride),
-            padding=((pad, pad), (pad, pad)),
-            rhs_dilation=(self.dilation, self.dilation),
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
+            return pointwise(x[:, :: self.stride, :: self.stride], kernel[0, 0])
+        return convolve(x, kernel, self.stride, self.dilation)
 
 
 class Block(nn.Module):
@@ -148,7 +142,7 @@ class ResNet(nn.Module):
         norm = partial(nn.BatchNorm, use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=self.dtype)
         if begin == 0:
             x = nn.relu(norm(name="bn1")(conv(self.width, 7, 2, name="conv1")(x)))
-            x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))  # pyright: ignore[reportArgumentType]
+            x = max_pool(x)
         stride, dilation = 4, 1
         outputs = []
         for stage, count in enumerate(self.blocks):
