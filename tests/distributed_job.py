@@ -10,15 +10,16 @@ from typing import Any
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
-from grass_jax.augment import Augmentation, two_views
-from grass_jax.guidance import GuidanceSettings, guide
+from grass_jax.augment import Augmentation
+from grass_jax.build import build_augment
 from grass_jax.methods import Method
 from grass_jax.methods.moco_v2 import moco_v2
 from grass_jax.methods.simclr import simclr
 from grass_jax.models.resnet import BasicBlock, ResNet
 from grass_jax.optim import decay_mask, larc
-from grass_jax.sharding import each_device_alone, global_batch, initialize, make_mesh, replicated, split_by_tile
+from grass_jax.sharding import global_batch, initialize, make_mesh, replicated
 from grass_jax.state import create_state
 from grass_jax.steps import compile_step, gs_step, warmup_step
 
@@ -28,61 +29,47 @@ SIMCLR = simclr(ENCODER, embedding=16, temperature=0.5)
 MOCO = moco_v2(ENCODER, embedding=16, queue=3 * TILES, momentum=0.9)  # a target network, and keys of earlier steps
 PARTS = {
     "float32": lambda: job(gs_step, SIMCLR, np.float32, 1),
-    "float32_look": lambda: job(gs_step, SIMCLR, np.float32, 1, look=True),
     "float64": lambda: job(gs_step, SIMCLR, np.float64, 3),
     "moco_float64": lambda: job(warmup_step, MOCO, np.float64, 3),
 }
 
 
-def job(step: Callable, method: Method, dtype: type, count: int, *, look: bool = False) -> dict[str, np.ndarray]:
+def job(step: Callable, method: Method, dtype: type, count: int) -> dict[str, np.ndarray]:
     """Does `count` steps.
 
     Args:
-        step: `gs_step`, on views augmented in the step; `warmup_step`, on views made here.
+        step: `gs_step`, on views augmented in the step; `warmup_step`, on views that are ready.
         method: of the steps.
         dtype: of parameters and views.
         count: steps.
-        look: also returns maps and boxes of the first step.
 
     Returns:
-        `losses` (count,), `state`, all that a step changes in one row, and what `look` adds.
+        `losses` and `box_areas` (count,), and `state`, all that a step changes in one row.
     """
     mesh = make_mesh()
     optimizer = larc(0.5, decay_mask=decay_mask)
-    augmentation = Augmentation(size=VIEW)
-
-    def augment(key, batch):
-        views = two_views(key, batch["image"], augmentation) if step is gs_step else batch["image"]
-        return views.astype(dtype)
-
+    in_the_step = build_augment(ConfigDict({"model": {"dtype": np.dtype(dtype).name}}), Augmentation(size=VIEW))
+    augment = in_the_step if step is gs_step else lambda key, batch: batch["image"]
     state = create_state(jax.random.key(0), method, optimizer, size=VIEW)
     state = jax.tree.map(lambda a: a.astype(dtype) if a.dtype.kind == "f" else a, state)
     state = jax.device_put(state, replicated(mesh))
     rng, (tiles, size) = np.random.default_rng(0), ((TILES,), TILE) if step is gs_step else ((TILES, 2), VIEW)
     images = rng.integers(0, 256, (count, *tiles, size // 8, size // 8, 3), np.uint8).repeat(8, -3).repeat(8, -2)
-    images = images if step is gs_step else images / 128 - 1
+    images = images if step is gs_step else (images / 128 - 1).astype(dtype)
     mine = slice(
         jax.process_index() * TILES // jax.process_count(), (jax.process_index() + 1) * TILES // jax.process_count()
     )
     batches = [global_batch({"image": batch[mine]}, mesh) for batch in images]
     keys = [jax.random.fold_in(jax.random.key(1), i) for i in range(count)]
-    found = {}
-    if look:
-
-        @partial(jax.jit, in_shardings=(replicated(mesh), split_by_tile(mesh)), out_shardings=replicated(mesh))
-        def first_boxes(state, batch):
-            views = augment(keys[0], batch)
-            guidance, _ = guide(state, views, method=method, hp=GuidanceSettings(), local=each_device_alone(mesh))
-            return guidance.maps, guidance.boxes
-
-        found["maps"], found["boxes"] = map(np.asarray, first_boxes(state, batches[0]))
     compiled = compile_step(partial(step, method=method, optimizer=optimizer, augment=augment), mesh)
-    losses = []
+    losses, box_areas = [], []
     for batch, key in zip(batches, keys, strict=True):
         state, metrics = compiled(state, batch, key)
         losses.append(float(metrics["loss"]))
+        box_areas.append(float(metrics.get("box_area", 1)))
     changed = jax.tree.leaves((state.params, state.stats, state.extra))
-    return found | {"losses": np.array(losses), "state": np.concatenate([np.asarray(leaf).ravel() for leaf in changed])}
+    found = {"losses": losses, "box_areas": box_areas, "state": np.concatenate([np.ravel(leaf) for leaf in changed])}
+    return {name: np.asarray(values) for name, values in found.items()}
 
 
 if __name__ == "__main__":

@@ -15,10 +15,11 @@ import numpy as np
 import optax
 import pytest
 
-from grass_jax.augment import Augmentation, two_views
+from configs import gs
+from grass_jax.augment import Augmentation
+from grass_jax.build import build_augment
 from grass_jax.methods.simclr import simclr
 from grass_jax.models.resnet import BasicBlock, ResNet
-from grass_jax.sampling.regions import salient_boxes
 from grass_jax.sharding import make_mesh
 from grass_jax.state import create_state
 from grass_jax.steps import compile_step, gs_step
@@ -26,10 +27,10 @@ from grass_jax.steps import compile_step, gs_step
 JOB = Path(__file__).parent / "distributed_job.py"
 # Processes, devices of each, and what they do. The compilation cache serves the first process of a job alone.
 JOBS = {
-    "one": (1, 1, "float32_look,float64,moco_float64"),
-    "eight": (1, 8, "float32_look,float64"),
-    "two": (2, 2, "float32_look,float64"),
-    "four": (4, 1, "float32,float64,moco_float64"),
+    "one": (1, 1, "float32,float64,moco_float64"),
+    "eight": (1, 8, "float64"),
+    "two": (2, 2, "float32,float64,moco_float64"),
+    "four": (4, 1, "float32,float64"),
 }
 
 
@@ -62,27 +63,16 @@ def runs(tmp_path_factory) -> dict[str, dict[str, np.ndarray]]:
     return {name: dict(np.load(folder / f"{name}.npz")) for name in JOBS}
 
 
-@pytest.mark.parametrize("other", ["eight", "two"])
-def test_devices_and_processes_do_not_change_the_numbers(runs, other):
-    one, many = runs["one"], runs[other]
-    np.testing.assert_allclose(many["float32_look_losses"], one["float32_look_losses"], rtol=1e-5)
-    # boxes jump with the map: those that a change of the map in the fifth digit does not move must agree
-    maps, boxes = one["float32_look_maps"], one["float32_look_boxes"]
-    noise = 1e-5 * np.abs(maps).max() * np.random.default_rng(0).normal(size=(8, *maps.shape))
-    moved = np.stack([salient_boxes(jnp.asarray(maps + n, jnp.float32), size=64) for n in noise]) != boxes
-    robust = ~moved.any((0, -1)) & (maps.max((-2, -1)) > 0)
-    assert robust.mean() > 0.8
-    np.testing.assert_array_equal(many["float32_look_boxes"][robust], boxes[robust])
-    assert (boxes != [0, 0, 64, 64]).any(-1).mean() > 0.3  # the guidance did something
+@pytest.mark.parametrize("other", ["two", "four"])
+def test_a_step_in_float32_has_the_loss_of_one_process(runs, other):
+    np.testing.assert_allclose(runs[other]["float32_losses"], runs["one"]["float32_losses"], rtol=1e-5)
+    assert runs["one"]["float32_box_areas"] < 0.9  # the guidance did something
 
 
-def test_four_processes_have_the_loss_of_one(runs):
-    np.testing.assert_allclose(runs["four"]["float32_losses"], runs["one"]["float32_look_losses"], rtol=1e-5)
-
-
+# a box that is another shows in the loss of the guided views, and in the state
 @pytest.mark.parametrize(
     ("other", "part"),
-    [("eight", "float64"), ("two", "float64"), ("four", "float64"), ("four", "moco_float64")],
+    [("eight", "float64"), ("two", "float64"), ("four", "float64"), ("two", "moco_float64")],
 )
 def test_three_steps_in_float64_agree(runs, other, part):
     one, many = runs["one"], runs[other]
@@ -91,6 +81,7 @@ def test_three_steps_in_float64_agree(runs, other, part):
     assert int(many["devices"]) == JOBS[other][0] * JOBS[other][1]
     assert len(set(one[f"{part}_losses"])) == 3
     np.testing.assert_allclose(many[f"{part}_losses"], one[f"{part}_losses"], rtol=1e-9)
+    np.testing.assert_allclose(many[f"{part}_box_areas"], one[f"{part}_box_areas"], rtol=1e-6)
     np.testing.assert_allclose(many[f"{part}_state"], one[f"{part}_state"], rtol=1e-9, atol=1e-9)
 
 
@@ -116,11 +107,8 @@ def test_a_step_on_eight_devices_moves_embeddings_and_gradients_and_no_images():
     encoder = ResNet((1, 1, 1, 1), BasicBlock, width=4, output_stride=16)
     method = simclr(encoder, embedding=8, temperature=0.5)
     optimizer, mesh = optax.sgd(0.1), make_mesh(jax.devices()[:8])
-    augmentation = Augmentation(size=size)
-    settings = {"method": method, "optimizer": optimizer}
-    step = compile_step(
-        partial(gs_step, augment=lambda key, batch: two_views(key, batch["image"], augmentation), **settings), mesh
-    )
+    augment = build_augment(gs.get_config(), Augmentation(size=size))
+    step = compile_step(partial(gs_step, method=method, optimizer=optimizer, augment=augment), mesh)
     state = jax.eval_shape(lambda: create_state(jax.random.key(0), method, optimizer, size=size))
     batch = {"image": jax.ShapeDtypeStruct((tiles, 72, 72, 3), jnp.uint8)}
     text = step.lower(state, batch, jax.eval_shape(lambda: jax.random.key(0))).compile().as_text()
