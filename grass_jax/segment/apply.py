@@ -16,6 +16,7 @@ from grass_jax.data.landscape import landscape
 from grass_jax.report.atomic import replacing
 from grass_jax.report.environment import environment
 from grass_jax.report.log import write_json
+from grass_jax.report.records import read_record
 from grass_jax.schemas import check
 from grass_jax.segment.evaluate import check_class_names, draw_evaluation, evaluate, log_scores, write_confusion
 from grass_jax.segment.labelled_data import open_all_scenes, open_data
@@ -63,7 +64,8 @@ def evaluate_model(config: Any, workdir: str | Path) -> dict[str, Any] | None:
         raise ConfigError(f"The model knows the classes {known}, and the data's are {given}: {advice}")
     what = {"model": str(place(config.model, absolute=True)), "data": config.data.to_dict()}
     old = workdir / "summary.json"
-    if old.exists() and {key: json.loads(old.read_text()).get(key) for key in what} != json.loads(json.dumps(what)):
+    recorded = read_record(old, "it is written anew")
+    if recorded and {key: recorded.get(key) for key in what} != json.loads(json.dumps(what)):
         raise ConfigError(f"{workdir} holds the scores of another model or data set: give another --workdir.")
     scenes = labelled.test if labelled else open_all_scenes(config.data, network.bands)
     logging.info("Scoring %s on %d scenes.", config.model, len(scenes))

@@ -16,6 +16,7 @@ from rasterio.control import GroundControlPoint
 from rasterio.crs import CRS
 from rasterio.errors import NotGeoreferencedWarning
 
+from configs import evaluate as evaluate_config
 from configs import predict as predict_config
 from grass_jax.bands import RGB
 from grass_jax.config import ConfigError
@@ -215,6 +216,21 @@ def test_what_cannot_be_read_is_named_and_skipped(tmp_path, caplog):
     assert names == ["d.png", "d.tif", "d.tif.aux.xml"]
     with pytest.raises(UnusableImageError, match=r"b\.tif: the file is empty"):
         predict_file(forward, folder / "b.tif", tmp_path / "out", **SETTINGS)
+
+
+def test_scores_that_were_torn_are_made_again_and_those_of_another_model_kept(tmp_path, monkeypatch, caplog):
+    config = evaluate_config.get_config("folder")
+    config.update({"model": "run", "data": {"path": str(tmp_path), "classes": CLASSES}})
+    network = SimpleNamespace(bands=RGB, classes=CLASSES, window=32, gsd=None, forward=lambda mesh: forward)
+    monkeypatch.setattr(apply, "_network", lambda config: network)
+    monkeypatch.setattr(apply, "open_all_scenes", lambda *_: ())  # no scene is scored, which is said first
+    (tmp_path / "summary.json").write_text('{"model": "other"}')
+    with pytest.raises(ConfigError, match="holds the scores of another model or data set"):
+        apply.evaluate_model(config, tmp_path)
+    (tmp_path / "summary.json").write_text('{"model": ')
+    with pytest.raises(ConfigError, match="There is no scene to score"):
+        apply.evaluate_model(config, tmp_path)
+    assert "summary.json is damaged or cannot be read: it is written anew." in caplog.text
 
 
 def test_what_any_process_has_skipped_is_said_by_all_when_all_are_done(tmp_path, monkeypatch):
