@@ -310,7 +310,7 @@ def test_the_last_state_is_sent_again_until_the_bucket_takes_it(scheme, folder, 
         checkpoints.save_surely(1, jax.device_put(state(1), everywhere()), pause=7, sleep=waited.append)
         assert (waited, len(tried), kept_steps(folder)) == ([7, 7], 3, [1])
     checkpoints = Checkpoints(folder)
-    checkpoints._copies._patience = 0
+    monkeypatch.setattr(checkpoints._copies, "_patience", 0)
     failing(monkeypatch, checkpoints, 99)
     with pytest.raises(SaveError, match=rf"saved in {folder}/checkpoints: .* goes on from step 1\.$"), checkpoints:
         checkpoints.save_surely(2, jax.device_put(state(2), everywhere()), patience=0)

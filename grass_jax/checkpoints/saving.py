@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from jax.sharding import Sharding
@@ -25,8 +24,8 @@ from grass_jax.checkpoints.disk_space import obstacle
 from grass_jax.checkpoints.in_s3 import CopiedCheckpoints
 from grass_jax.checkpoints.manager import Manager
 from grass_jax.checkpoints.reading import cause, checked
-from grass_jax.checkpoints.shared_folder import refuse_other_folders
-from grass_jax.sharding import sum_over_processes, wait_for_all
+from grass_jax.checkpoints.together import anywhere, failing_together, refuse_other_folders
+from grass_jax.sharding import wait_for_all
 
 ASIDE = "damaged_checkpoints"  # folder of the run that takes what cannot be read
 HALF_WRITTEN = ".orbax-checkpoint-tmp"
@@ -86,18 +85,17 @@ class Checkpoints:
         saved = fingerprint.inspect(state)[1] if saved is None else saved
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
         why = "it is there already" if step in self._manager.all_steps() else obstacle(self._folder, size)
-        if _anywhere(bool(why)):  # asked before any of them begins: they write together
+        if anywhere(bool(why)):  # asked before any of them begins: they write together
             self._failed(step, why)
             return
         args, stored = ocp.args.StandardSave(state), {"fingerprints": saved}
         try:
-            self._manager.save(step, args=args, metrics=scored, custom_metadata=stored, force=True)
+            with failing_together():
+                self._manager.save(step, args=args, metrics=scored, custom_metadata=stored, force=True)
         except Exception as error:
             if not (isinstance(error, WRITE_ERRORS) or of_storage(error)):
                 raise  # a wrong call
-            why = cause(error)
-        if _anywhere(bool(why)):
-            self._failed(step, why)
+            self._failed(step, cause(error))
         else:
             self._writing = step
 
@@ -127,17 +125,17 @@ class Checkpoints:
         """
         began = None
         while True:
-            if _anywhere(step not in self._manager.all_steps()):
+            if anywhere(step not in self._manager.all_steps()):
                 self.save(step, state, numbers, saved)
                 self.wait()
             elif self._copies is not None:
                 self._copies.send()
-            if not _anywhere(step not in self._manager.all_steps() or bool(self._copies and self._copies.failing)):
+            if not anywhere(step not in self._manager.all_steps() or bool(self._copies and self._copies.failing)):
                 return
             if began is None:
                 began = clock()
                 logging.warning("It is the last state of this session: trying again for %g minutes.", patience / 60)
-            if _anywhere(clock() - began >= patience):
+            if anywhere(clock() - began >= patience):
                 folder, newest = self._folder, self.latest or 0
                 if self._copies is not None:
                     folder, newest = self._copies.remote, self._copies.latest
@@ -223,7 +221,7 @@ class Checkpoints:
             self._manager.wait_until_finished()
         except Exception as error:  # from another thread: whatever it is, the state was not written
             why = cause(error)
-        if _anywhere(bool(why)):
+        if anywhere(bool(why)):
             self._failed(step, why)
         elif self._left_out:
             logging.info("Saving works again: step %d is saved, %d before it are not.", step, self._left_out)
@@ -252,7 +250,12 @@ class Checkpoints:
         """A checkpoint's state, or why it cannot be read; all processes get the same answer."""
         template = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), state)
         args = ocp.args.StandardRestore(template)
-        return checked(self._folder / str(step), lambda: self._manager.restore(step, args=args), _anywhere)
+
+        def read() -> Any:
+            with failing_together():
+                return self._manager.restore(step, args=args)
+
+        return checked(self._folder / str(step), read, anywhere)
 
     def _move_aside(self, damaged: dict[int, str], sound: int) -> None:
         for step, why in damaged.items():
@@ -291,8 +294,3 @@ class Checkpoints:
                     if HALF_WRITTEN in path.name:
                         shutil.rmtree(path, ignore_errors=True)
         wait_for_all()
-
-
-def _anywhere(happened: bool) -> bool:
-    """Says whether something is so on any process; every process calls it."""
-    return bool(sum_over_processes(np.array([happened], np.int64))[0])

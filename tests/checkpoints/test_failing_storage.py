@@ -2,6 +2,10 @@
 
 import errno
 import os
+import socket
+import subprocess
+import sys
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,12 +14,14 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from jax.experimental import multihost_utils
 
 from grass_jax.buckets import of_storage
-from grass_jax.checkpoints import disk_space, reading, saving
+from grass_jax.checkpoints import disk_space, reading, saving, together
 from grass_jax.checkpoints.disk_space import obstacle
 from grass_jax.checkpoints.reading import checked
 from grass_jax.checkpoints.saving import Checkpoints, SaveError
+from grass_jax.checkpoints.together import ElsewhereError, failing_together
 from grass_jax.sharding import make_mesh, replicated
 
 HttpError = type("HttpError", (Exception,), {"__module__": "gcsfs.retry"})  # as the library's: no OSError
@@ -113,10 +119,84 @@ def test_storage_that_fails_in_the_background_leaves_the_older_checkpoint(tmp_pa
         assert checkpoints.latest == 3
 
 
+@pytest.mark.parametrize(
+    ("others", "own", "raised"),
+    [
+        ([False, True], None, ElsewhereError),  # another fails while this one waits
+        ([False, False, True], None, ElsewhereError),  # or after it has waited for the last time
+        ([False, False, False], None, None),
+        ([False, False, True], HttpError("503"), HttpError),  # its answer to those who wait
+    ],
+)
+def test_processes_that_wait_for_each_other_fail_together(monkeypatch, others, own, raised):
+    """Each asks as often as the others do, whoever fails where."""
+    asked: list[bool] = []
+
+    def anywhere(happened):
+        asked.append(happened)
+        return happened or others[len(asked) - 1]
+
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(together, "anywhere", anywhere)
+    wait = multihost_utils.sync_global_devices
+    with pytest.raises(raised) if raised else nullcontext(), failing_together():
+        multihost_utils.sync_global_devices("before")
+        multihost_utils.sync_global_devices("after")
+        if own:
+            raise own
+    assert asked == [False] * (len(others) - 1) + [own is not None]
+    assert multihost_utils.sync_global_devices is wait
+
+
+TWO = """
+import sys
+import numpy as np, jax
+from orbax.checkpoint import AsyncCheckpointer, CheckpointManager
+from grass_jax.checkpoints import reading
+from grass_jax.checkpoints.saving import Checkpoints
+from grass_jax.sharding import initialize, make_mesh, replicated
+
+def fail_once(owner, name, number):
+    real, left = getattr(owner, name), [jax.process_index() == number]
+    def function(*args, **options):
+        if left and left.pop():
+            raise OSError(116, "Stale file handle")
+        return real(*args, **options)
+    setattr(owner, name, function)
+
+workdir, port, process = sys.argv[1:]
+initialize(f"localhost:{port}", 2, int(process))
+reading.READ_AGAIN = (0.1,)
+everywhere = replicated(make_mesh())
+state = lambda n: jax.make_array_from_callback((2,), everywhere, lambda _: np.full(2, n, np.float32))
+with Checkpoints(workdir) as checkpoints:
+    fail_once(AsyncCheckpointer, "_prepare_destination_async", 0)  # between two waits of the others
+    checkpoints.save(1, {"w": state(1)})
+    checkpoints.save(2, {"w": state(2)})
+    checkpoints.wait()
+    fail_once(CheckpointManager, "restore", 1)
+    step, found = checkpoints.go_on(lambda: {"w": np.zeros(2, np.float32)}, everywhere)
+print("found", step, float(found["w"].addressable_data(0)[0]), flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_outlive_storage_that_fails_in_one_of_them(tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = str(probe.getsockname()[1])
+    where: dict[str, Any] = {"cwd": Path(__file__).parents[2], "stdout": subprocess.PIPE, "text": True}
+    where["env"] = os.environ | {"PYTHONPATH": str(where["cwd"]), "XLA_FLAGS": ""}
+    command = [sys.executable, "-c", TWO, str(tmp_path), port]
+    pair = [subprocess.Popen([*command, str(process)], **where) for process in range(2)]
+    said = [process.communicate(timeout=240)[0] for process in pair]
+    assert ["found 2 2.0" in text for text in said] == [True, True], said
+
+
 def test_the_last_state_is_saved_when_all_processes_say_so(tmp_path, monkeypatch):
-    """The fifth question, after two on saving and one on waiting, is whether it is there: here another one lacks it."""
-    others = [False] * 4 + [True] + [False] * 99
-    monkeypatch.setattr(saving, "_anywhere", lambda happened: others.pop(0) or happened)
+    """The fourth question, after those on saving and on waiting, is whether it is there: here another one lacks it."""
+    others = [False] * 3 + [True] + [False] * 99
+    monkeypatch.setattr(saving, "anywhere", lambda happened: others.pop(0) or happened)
     slept: list[float] = []
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save_surely(1, state_of(1), pause=7, sleep=slept.append)
