@@ -3,8 +3,9 @@
     python -m benchmarks.variants                   ResNet-50, 16 views of 224 on 2 CPU cores, about ten minutes
     python -m benchmarks.variants --tiles=128       a large GPU
 
-Each variant changes one thing; one that changes nothing on this kind of device is not timed. Its ratio is the median, over rounds in which all of them ran, of its time over that of
-the step as it is. Memory is the compiler's: arguments, temporaries and results of the program.
+Each variant changes one thing; one that changes nothing on this kind of device is not timed. A ratio is the median,
+over rounds in which all of them ran, of a variant's time over that of the step as it is. Memory is the compiler's:
+arguments, temporaries and results of the program.
 """
 
 import argparse
