@@ -41,6 +41,21 @@ def _augment(key, batch):
 
 
 @pytest.fixture(scope="session")
+def slopes():
+    """Central differences of a plain function: `slopes(plain, array)` -> one for each number, or each of `places`."""
+
+    def find(plain, array, places=None):
+        found, step = [], 1e-5
+        for place in np.ndindex(array.shape) if places is None else places:
+            change = np.zeros(array.shape)
+            change[place] = step
+            found.append((plain(array + change) - plain(array - change)) / (2 * step))
+        return np.array(found)
+
+    return find
+
+
+@pytest.fixture(scope="session")
 def run_steps(tiles):
     """Runs steps of a method on one device: `run_steps(method, step, count)` -> states, metrics (one dict a step)."""
     mesh = make_mesh(jax.devices()[:1])

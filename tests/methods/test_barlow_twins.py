@@ -48,17 +48,13 @@ def test_correlation_is_the_formula(embeddings):
 
 
 @pytest.mark.parametrize("redundancy", [0.0, 5e-3, 1.0])
-def test_loss_and_gradient_are_the_formulas(embeddings, redundancy):
+def test_loss_and_gradient_are_the_formulas(embeddings, redundancy, slopes):
     with jax.enable_x64(True):
         both = jax.jit(jax.value_and_grad(lambda z: barlow_twins_loss(z, redundancy=redundancy)))
         loss, gradient = both(jnp.asarray(embeddings))
     np.testing.assert_allclose(float(loss), plain_loss(embeddings, redundancy), rtol=1e-12)
-    step = 1e-5
-    for index in np.ndindex(2, 2, 5):
-        change = np.zeros_like(embeddings)
-        change[index] = step
-        slope = plain_loss(embeddings + change, redundancy) - plain_loss(embeddings - change, redundancy)
-        np.testing.assert_allclose(gradient[index], slope / (2 * step), atol=1e-8)
+    found = slopes(lambda z: plain_loss(z, redundancy), embeddings)
+    np.testing.assert_allclose(np.ravel(gradient), found, atol=1e-8)
 
 
 def test_equal_views_of_unrelated_channels_have_no_loss():
@@ -74,13 +70,8 @@ def test_constant_channels_stay_finite():
     assert np.isfinite(gradient).all()
 
 
-@pytest.fixture(scope="module")
-def tiny_barlow_twins(tiny_encoder):
-    return barlow_twins(tiny_encoder, hidden=64, embedding=32)
-
-
-def test_thirty_updates(train30, tiny_barlow_twins):
-    state, metrics = train30(tiny_barlow_twins, rate=3e-3)
+def test_thirty_updates(train30, tiny_encoder):
+    state, metrics = train30(barlow_twins(tiny_encoder, hidden=64, embedding=32), rate=3e-3)
     losses = [step["loss"] for step in metrics]
     # 32, one for every channel, where the views do not agree at all; 27 at first, 8 at last when this was written
     assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 8
@@ -89,10 +80,3 @@ def test_thirty_updates(train30, tiny_barlow_twins):
     assert metrics[-1]["diagonal"] > metrics[0]["diagonal"] + 0.2
     assert 0 < metrics[-1]["off_diagonal"] < 1
     assert set(state.stats) == {"encoder", "projector"}
-
-
-def test_gs_steps(gs2, tiny_barlow_twins):
-    state, metrics = gs2(tiny_barlow_twins)
-    assert int(state.step) == 2
-    assert np.isfinite([list(step.values()) for step in metrics]).all()
-    assert metrics[-1]["box_area"] < 1

@@ -35,17 +35,13 @@ def test_loss_is_the_formula(arrays):
     assert loss.dtype == jnp.float32
 
 
-def test_the_gradient_is_the_formulas_and_none_enters_the_targets(arrays):
+def test_the_gradient_is_the_formulas_and_none_enters_the_targets(arrays, slopes):
     predictions, projections = arrays
     with jax.enable_x64(True):
         of_predictions, of_projections = jax.grad(byol_loss, (0, 1))(*map(jnp.asarray, arrays))
     assert not of_projections.any()
-    step = 1e-5
-    for index in np.ndindex(2, 2, 7):
-        change = np.zeros_like(predictions)
-        change[index] = step
-        slope = plain_loss(predictions + change, projections) - plain_loss(predictions - change, projections)
-        np.testing.assert_allclose(of_predictions[index], slope / (2 * step), atol=1e-8)
+    found = slopes(lambda q: plain_loss(q, projections), predictions)
+    np.testing.assert_allclose(np.ravel(of_predictions), found, atol=1e-8)
 
 
 def test_zero_vectors_stay_finite():
@@ -105,10 +101,3 @@ def test_thirty_updates(train30, tiny_byol):
     assert np.mean([step["mean_cosine"] for step in metrics[-5:]]) < 0.5
     assert metrics[0]["momentum"] == pytest.approx(0.9)
     assert metrics[-1]["momentum"] > 0.999 > metrics[-5]["momentum"]
-
-
-def test_gs_steps(gs2, tiny_byol):
-    state, metrics = gs2(tiny_byol)
-    assert int(state.step) == 2
-    assert np.isfinite([list(step.values()) for step in metrics]).all()
-    assert metrics[-1]["box_area"] < 1

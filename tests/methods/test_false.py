@@ -72,7 +72,7 @@ def test_low_temperatures_do_not_overflow():
 
 
 @pytest.mark.parametrize("confidence", [0.0, 0.6, 1.0])
-def test_loss_and_gradient(confidence):
+def test_loss_and_gradient(confidence, slopes):
     settings = {"temperature": 0.5, "threshold": -1.0}
     embeddings = pairs(3)
     with jax.enable_x64(True):
@@ -81,15 +81,8 @@ def test_loss_and_gradient(confidence):
     moved = plain_false_negatives(embeddings, **settings)
     np.testing.assert_allclose(value, plain_loss(embeddings, moved, 0.5, confidence), rtol=1e-10)
     assert value == plain if confidence == 0 else value < plain
-    step = 1e-6
-    anchor, negative = np.argwhere(moved)[0][:2], np.argwhere(moved)[0][2:]
-    for index in (*((*place, c) for place in (anchor, negative) for c in range(6)), (0, 0, 0), (4, 1, 2)):
-        values = []
-        for sign in (1, -1):
-            changed = embeddings.copy()
-            changed[index] += sign * step
-            values.append(plain_loss(changed, moved, 0.5, confidence))  # which pair it is has no gradient
-        np.testing.assert_allclose(gradient[index], (values[0] - values[1]) / (2 * step), rtol=1e-5, atol=1e-9)
+    found = slopes(lambda e: plain_loss(e, moved, 0.5, confidence), embeddings)  # which pair it is has no gradient
+    np.testing.assert_allclose(np.ravel(gradient), found, rtol=1e-5, atol=1e-9)
 
 
 def test_the_order_of_the_batch_does_not_matter():
@@ -124,10 +117,3 @@ def test_thirty_updates(train30, tiny_encoder):
     moved = [step["false_negatives"] for step in metrics]
     assert set(moved) == {0, 1}  # the threshold is reached in some steps, not in all
     assert moved[0] == 1
-
-
-def test_gs_steps(gs2, tiny_encoder):
-    state, metrics = gs2(false(tiny_encoder, temperature=0.2, embedding=32))
-    assert int(state.step) == 2
-    assert np.isfinite([list(step.values()) for step in metrics]).all()
-    assert metrics[-1]["box_area"] < 1

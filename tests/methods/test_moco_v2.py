@@ -45,18 +45,14 @@ def test_loss_is_the_formula(arrays, temperature):
     assert moco_v2_loss(*(jnp.asarray(a, jnp.bfloat16) for a in arrays), temperature=0.2).dtype == jnp.float32
 
 
-def test_the_gradient_is_the_formulas_and_none_enters_keys_and_queue(arrays):
+def test_the_gradient_is_the_formulas_and_none_enters_keys_and_queue(arrays, slopes):
     embeddings, keys, queue = arrays
     with jax.enable_x64(True):
         gradients = jax.grad(lambda *a: moco_v2_loss(*a, temperature=0.2), (0, 1, 2))(*map(jnp.asarray, arrays))
     assert not gradients[1].any()
     assert not gradients[2].any()
-    step = 1e-5
-    for index in np.ndindex(2, 2, 7):
-        change = np.zeros_like(embeddings)
-        change[index] = step
-        slope = plain_loss(embeddings + change, keys, queue, 0.2) - plain_loss(embeddings - change, keys, queue, 0.2)
-        np.testing.assert_allclose(gradients[0][index], slope / (2 * step), atol=1e-8)
+    found = slopes(lambda e: plain_loss(e, keys, queue, 0.2), embeddings)
+    np.testing.assert_allclose(np.ravel(gradients[0]), found, atol=1e-8)
 
 
 def test_zero_vectors_and_perfect_positives_stay_finite():
@@ -142,10 +138,3 @@ def test_sixty_updates(run_steps, tiny_encoder):
     assert np.mean(losses[-20:]) < np.mean(losses[1:21]) - 0.06
     assert np.mean([step["embedding_std"] for step in metrics[-5:]]) > 0.4 / np.sqrt(E)  # 1/sqrt(32) fills the sphere
     assert np.mean([step["mean_cosine"] for step in metrics[-5:]]) < 0.75
-
-
-def test_gs_steps(gs2, tiny_moco):
-    state, metrics = gs2(tiny_moco)
-    assert int(state.step) == 2
-    assert np.isfinite([list(step.values()) for step in metrics]).all()
-    assert metrics[-1]["box_area"] < 1

@@ -1,11 +1,13 @@
-"""What the methods share, against NumPy: moving averages, queues, and an encoder that runs in parts."""
+"""What the methods share, against NumPy: moving averages, queues, an encoder in parts; and every method's GS steps."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from grass_jax.methods.registry import NAMES, make_method
 from grass_jax.methods.skeleton import (
+    cells,
     cosine_momentum,
     enqueue,
     init_network,
@@ -15,6 +17,30 @@ from grass_jax.methods.skeleton import (
     run_head,
 )
 from grass_jax.models.heads import MLPHead
+
+# every method's options, beside its defaults, for a network of seconds
+TINY = {
+    "simclr": {"temperature": 0.2, "embedding": 32},
+    "byol": {"hidden": 64, "embedding": 32, "momentum": 0.9},
+    "barlow_twins": {"hidden": 64, "embedding": 32},
+    "simsiam": {"hidden": 64, "embedding": 32, "bottleneck": 64},
+    "vicreg": {"hidden": 64, "embedding": 32},
+    "moco_v2": {"queue": 40, "embedding": 32, "momentum": 0.9},
+    "densecl": {"queue": 40, "embedding": 32, "momentum": 0.9, "dense_weight": 0.3},
+    "swav": {"hidden": 64, "embedding": 32, "prototypes": 32, "epsilon": 0.02, "freeze_steps": 2},
+    "false": {"temperature": 0.2, "embedding": 32},
+    "pixpro": {"hidden": 128, "embedding": 32},
+    "glcnet": {"temperature": 0.2, "embedding": 32},
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_gs_steps(gs2, tiny_encoder, name):
+    state, metrics = gs2(make_method(tiny_encoder, {"name": name, **TINY[name]}, total_steps=30))
+    assert int(state.step) == 2
+    assert np.isfinite([list(step.values()) for step in metrics]).all()
+    assert metrics[-1]["box_area"] < 1
+    assert 0 < metrics[-1].get("overlapping", 1) <= 1  # of PixPro's views
 
 
 def test_moving_average():
@@ -100,6 +126,14 @@ def test_pool_averages_over_space_in_float32():
     pooled = pool(features)
     assert pooled.dtype == jnp.float32
     np.testing.assert_allclose(pooled, np.float64(features).mean((2, 3)), rtol=1e-5, atol=1e-6)
+
+
+def test_cells_are_listed_row_by_row():
+    features = np.random.default_rng(2).normal(size=(2, 2, 3, 4, 5))
+    listed = cells(jnp.asarray(features, jnp.float32))
+    assert listed.shape == (2, 2, 12, 5)
+    for y, x in np.ndindex(3, 4):
+        np.testing.assert_array_equal(listed[:, :, 4 * y + x], np.float32(features[:, :, y, x]))
 
 
 def test_a_heads_statistics_are_those_of_both_views_of_all_tiles():

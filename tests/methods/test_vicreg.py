@@ -52,17 +52,12 @@ def test_terms_are_the_formulas(embeddings):
     assert vicreg_terms(jnp.asarray(embeddings, jnp.bfloat16))["covariance"].dtype == jnp.float32
 
 
-def test_loss_and_gradient_are_the_formulas(embeddings):
+def test_loss_and_gradient_are_the_formulas(embeddings, slopes):
     with jax.enable_x64(True):
         both = jax.jit(jax.value_and_grad(lambda z: vicreg_loss(z, **WEIGHTS)))
         loss, gradient = both(jnp.asarray(embeddings))
     np.testing.assert_allclose(float(loss), plain_loss(embeddings), rtol=1e-12)
-    step = 1e-5
-    for index in np.ndindex(2, 2, 5):
-        change = np.zeros_like(embeddings)
-        change[index] = step
-        slope = plain_loss(embeddings + change) - plain_loss(embeddings - change)
-        np.testing.assert_allclose(gradient[index], slope / (2 * step), rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(np.ravel(gradient), slopes(plain_loss, embeddings), rtol=1e-6, atol=1e-7)
 
 
 def test_collapsed_embeddings_have_the_whole_hinge_and_a_finite_gradient():
@@ -73,13 +68,8 @@ def test_collapsed_embeddings_have_the_whole_hinge_and_a_finite_gradient():
     assert np.isfinite(gradient).all()
 
 
-@pytest.fixture(scope="module")
-def tiny_vicreg(tiny_encoder):
-    return vicreg(tiny_encoder, hidden=64, embedding=32)
-
-
-def test_thirty_updates(train30, tiny_vicreg):
-    state, metrics = train30(tiny_vicreg, rate=3e-3)
+def test_thirty_updates(train30, tiny_encoder):
+    state, metrics = train30(vicreg(tiny_encoder, hidden=64, embedding=32), rate=3e-3)
     losses = [step["loss"] for step in metrics]
     # 37 at first, 30 at last when this was written; means of five consecutive steps differ by 1 or 2 by chance
     assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 3
@@ -87,10 +77,3 @@ def test_thirty_updates(train30, tiny_vicreg):
     assert np.mean([step["embedding_std"] for step in metrics[-5:]]) > 0.7 / np.sqrt(32)
     assert np.mean([step["mean_cosine"] for step in metrics[-5:]]) < 0.4
     assert set(state.stats) == {"encoder", "projector"}
-
-
-def test_gs_steps(gs2, tiny_vicreg):
-    state, metrics = gs2(tiny_vicreg)
-    assert int(state.step) == 2
-    assert np.isfinite([list(step.values()) for step in metrics]).all()
-    assert metrics[-1]["box_area"] < 1
