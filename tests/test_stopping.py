@@ -25,7 +25,7 @@ class Noted:
 
 
 def test_the_codes_are_the_documented_ones():
-    assert EXIT_CODES == {signal.SIGTERM: 75, signal.SIGINT: 130}
+    assert EXIT_CODES == {signal.SIGTERM: 75, signal.SIGINT: 130, signal.SIGHUP: 75}
     stopped = Stopped(7, signal.SIGTERM)
     assert stopped.code == 75
     assert str(stopped) == "stopped by SIGTERM after step 7, which is saved; the same command goes on."
