@@ -6,6 +6,8 @@ from typing import Any
 
 from absl import logging
 
+from grass_jax.buckets import of_storage
+
 
 def read_record(path: Path, lost: str = "") -> dict[str, Any]:
     """What a file of JSON holds; nothing where there is none or it is damaged.
@@ -18,7 +20,9 @@ def read_record(path: Path, lost: str = "") -> dict[str, Any]:
         record = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, RecursionError):
+    except Exception as error:
+        if not (of_storage(error) or isinstance(error, (ValueError, RecursionError))):
+            raise
         record = None
     if isinstance(record, dict):
         return record
