@@ -87,7 +87,7 @@ def count(text: str) -> Counts:
     computations, entry = parse(text)
     partitions = re.search(r"num_partitions=(\d+)", text)
     chips = int(partitions[1]) if partitions else 1
-    by_precision = dict.fromkeys(("default", "high", "highest"), 0.0)
+    by_precision: dict[str, float] = {"default": 0.0, "high": 0.0, "highest": 0.0}
     traffic, unknown = 0.0, 0
     sent: dict[str, int] = {}
     collectives: dict[str, int] = {}
