@@ -4,13 +4,14 @@ A comparison fits a head for every budget of labels and every draw of that budge
 scenes for each of them is most of the work, and the same work each time.
 """
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax.numpy as jnp
 import numpy as np
 
 from grass_jax.bands import Bands
+from grass_jax.data.faults import readable
 from grass_jax.data.labelled import LabelledSet
 from grass_jax.models import LinearHead, ResNet, Segmenter
 from grass_jax.segment.evaluate import Evaluation, evaluate_heads
@@ -55,7 +56,8 @@ def probe_lists(
         title: of the progress line; empty shows none.
 
     Returns:
-        By key what `evaluate` finds for a head that `fit_probe` fits on these tiles.
+        By key what `evaluate` finds for a head that `fit_probe` fits on these tiles; those that cannot be read are left
+        out, as the log says.
 
     Raises:
         ConfigError: a list has no labelled pixel, or the test scenes have none.
@@ -68,13 +70,18 @@ def probe_lists(
     for key, tiles in number.items():
         lists.setdefault(tiles, [int(i) for i in chosen[key]])
 
-    distinct = sorted(frozenset().union(*lists))
     encode = make_forward(module, bands, mesh)(variables)
-    tiles = (labelled.train[i] for i in distinct)
-    features, counts = encode_tiles(encode, tiles, k, devices=mesh.size)
+    place: dict[int, int] = {}  # of each tile among the features; one that cannot be read has none
+
+    def pairs() -> Iterator[dict[str, np.ndarray]]:
+        for tile, pair in readable(labelled.train, sorted(frozenset().union(*lists))):
+            place[tile] = len(place)
+            yield pair
+
+    features, counts = encode_tiles(encode, pairs(), k, devices=mesh.size)
     heads = []
     for indices in lists.values():
-        rows = np.searchsorted(distinct, indices)
+        rows = np.array([place[i] for i in indices if i in place], int)
         heads.append(fit_head(features[rows], counts[rows], l2=l2))
     del features, counts  # as large as all that follows
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from grass_jax.data.faults import UnreadableTileError
 from grass_jax.data.labelled import open_labelled
 from grass_jax.data.labels import Labels
 from grass_jax.data.splits import Split
@@ -56,14 +57,19 @@ def found(encoder, labelled, chosen):
 
 
 class Counted:
-    """The tiles, and how often each was read."""
+    """The tiles, and how often each was read; some are damaged."""
 
-    def __init__(self, source):
-        self.source, self.reads = source, collections.Counter()
+    pauses = ()
 
-    def __getitem__(self, index):
+    def __init__(self, source, damaged=()):
+        self.source, self.damaged, self.reads = source, damaged, collections.Counter()
+        self.describe = source.describe
+
+    def read(self, index, pauses):
         self.reads[index] += 1
-        return self.source[index]
+        if index in self.damaged:
+            raise UnreadableTileError(self.describe(index), "a damaged record")
+        return self.source.read(index, pauses)
 
 
 def test_each_head_scores_as_a_probe_of_its_own(encoder, labelled, chosen, found):
@@ -116,6 +122,20 @@ def test_tiles_are_read_and_encoded_once_and_scenes_opened_once(encoder, labelle
     assert opened == {"south_0.png": 1, "south_1.png": 1}
     for key, evaluation in again.items():
         np.testing.assert_array_equal(evaluation.matrix, found[key].matrix)
+
+
+def test_a_tile_that_cannot_be_read_is_left_out_of_every_list(encoder, labelled, chosen, caplog):
+    damaged = int(chosen["6", 0][2])
+    assert damaged in chosen["14", 0]
+    source = Counted(labelled.train, damaged={damaged})
+    lists = {key: chosen[key] for key in (("6", 0), ("14", 0))}
+    with caplog.at_level("WARNING", logger="absl"):
+        found = probe_lists(*encoder, labelled.bands, labelled._replace(train=source), lists, l2=L2, **SETTINGS)
+    assert caplog.text.count("cannot be read (a damaged record)") == 1
+    without = {key: indices[indices != damaged] for key, indices in lists.items()}
+    expected = probe_lists(*encoder, labelled.bands, labelled, without, l2=L2, **SETTINGS)
+    for key, evaluation in found.items():
+        np.testing.assert_array_equal(evaluation.matrix, expected[key].matrix)
 
 
 def test_lists_of_the_same_tiles_share_a_head(encoder, labelled, chosen, found):
