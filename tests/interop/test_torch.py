@@ -7,7 +7,6 @@ import pickle
 import re
 import struct
 import tarfile
-import time
 import zipfile
 import zlib
 
@@ -204,14 +203,13 @@ def test_nothing_in_a_pickle_is_called(tmp_path, monkeypatch, protocol):
     ],
     ids=["deep-key", "wide-key", "calls", "list", "dict", "dicts", "names"],
 )
+@pytest.mark.timeout(300)  # seconds pass on a busy machine; what they guard against takes years
 def test_a_crafted_pickle_costs_little(tmp_path, data):
-    began = time.monotonic()
     archive(tmp_path / "w.pth", data)
     try:
         assert read_all(tmp_path / "w.pth") == {}
     except ValueError as error:
         assert "more entries than any checkpoint" in str(error)  # noqa: PT017
-    assert time.monotonic() - began < 20
 
 
 @pytest.mark.parametrize(
