@@ -77,6 +77,7 @@ def test_thirty_updates(train30, tiny_encoder):
     assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 8
     assert np.mean([step["embedding_std"] for step in metrics[-5:]]) > 0.7 / np.sqrt(32)  # 1/sqrt(32) fills the sphere
     assert np.mean([step["mean_cosine"] for step in metrics[-5:]]) < 0.4
-    assert metrics[-1]["diagonal"] > metrics[0]["diagonal"] + 0.2
+    diagonal = [step["diagonal"] for step in metrics]
+    assert np.mean(diagonal[-5:]) > np.mean(diagonal[:5]) + 0.2
     assert 0 < metrics[-1]["off_diagonal"] < 1
     assert set(state.stats) == {"encoder", "projector"}
