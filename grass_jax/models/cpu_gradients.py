@@ -11,7 +11,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-LARGE = 3000  # positions of a map from which on products beat the gradient of a 3x3 convolution's weights
 WINDOW = [(i, j) for i in range(3) for j in range(3)]  # of the pooling
 
 
@@ -93,11 +92,13 @@ def _convolve_backward(
         return jax.vjp(lambda kernel: plainly(x, kernel), kernel)[1](dy)[0]
 
     size, (h, w) = kernel.shape[0], dy.shape[1:3]
-    if size == 3 and h * w < LARGE:
-        return dx, plain(x, dy)
 
     def quick(x: jax.Array, dy: jax.Array) -> jax.Array:
-        """A product for each row of the kernel, with what its columns meet side by side."""
+        """A product for each row of the kernel, with what its columns meet side by side.
+
+        For the stem and for maps of 56x56 it takes about half the time of XLA's convolution, for smaller maps as long;
+        but in a loop, as micro-batches run in, that convolution takes twenty times longer.
+        """
         pad, taps = dilation * (size // 2), range(0, dilation * size, dilation)
         padded = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
         columns = jnp.concatenate([padded[:, :, j : j + stride * (w - 1) + 1 : stride] for j in taps], -1)
