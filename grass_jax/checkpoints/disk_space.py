@@ -16,7 +16,7 @@ def obstacle(folder: Path, needed: int) -> str:
         while not folder.exists():
             folder = folder.parent
         free = shutil.disk_usage(folder).free
-    except Exception as error:
+    except Exception as error:  # every library has errors of its own
         if not of_storage(error):
             raise
         return f"{folder} does not answer: {cause(error)}"

@@ -20,7 +20,7 @@ def read_record(path: Path, lost: str = "") -> dict[str, Any]:
         record = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except Exception as error:
+    except Exception as error:  # every library has errors of its own
         if not (of_storage(error) or isinstance(error, (ValueError, RecursionError))):
             raise
         record = None
