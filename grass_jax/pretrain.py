@@ -37,7 +37,6 @@ from grass_jax.report.records import read_record
 from grass_jax.report.summary import finish
 from grass_jax.schemas import check
 from grass_jax.segment.watch import unwatched, watch_afterwards, watched, watching_hooks
-from grass_jax.shared_reading import read_by_first
 from grass_jax.train import DivergedError, Hook, Phase, Task, counting, phases_of, train
 
 
@@ -87,7 +86,8 @@ def run(config: Any, workdir: str | Path) -> dict[str, Any] | None:
             wanted = {"random": 0} | last_steps
             wanted = {name: step for name, step in wanted.items() if step > trunk or not trunk}
             purity = config.probe.purity_tiles > 0
-            late = config.probe.every_epochs and read_by_first(lambda: unwatched(workdir, wanted, purity=purity))
+            look = partial(unwatched, workdir, wanted, purity=purity)
+            late = config.probe.every_epochs and sharding.read_by_first(look)
             if late:  # the probe or the purity has been switched on since, or the disk was full
                 logging.info(
                     "config.probe has not seen %s: measuring.", ", ".join(f"{n} (step {s})" for n, s in late.items())

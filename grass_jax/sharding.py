@@ -1,6 +1,7 @@
 """Devices and hosts: the only file that knows of them."""
 
 import hashlib
+import json
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast
 
@@ -130,6 +131,25 @@ def in_all(work: Callable[[], Result]) -> Result:
     return cast(Result, result)
 
 
+def read_by_first(read: Callable[[], Any]) -> Any:
+    """Reads in the first process alone and tells the others: another host may see a shared disk as it was before.
+
+    Args:
+        read: returns what JSON can hold; it must not wait for the other processes, all of which call this.
+
+    Returns:
+        What `read` of the first process returns, in every process.
+
+    Raises:
+        ConfigError: in the other processes, where `read` fails; in the first one its own error.
+    """
+    if jax.process_count() == 1:
+        return read()
+    own = in_all(lambda: json.dumps(read()).encode() if jax.process_index() == 0 else b"")
+    length = int(sum_over_processes(np.array([len(own)], np.int64))[0])
+    return json.loads(_gather(np.frombuffer(own.ljust(length, b"\0"), np.uint8))[0].tobytes())
+
+
 def _gather(own: np.ndarray) -> np.ndarray:
     """The arrays of all processes, one row each."""
     from jax.experimental import multihost_utils
@@ -154,12 +174,6 @@ def sum_over_processes(counts: np.ndarray) -> np.ndarray:
     # two halves of 32 bits: JAX has no 64-bit integers by default
     gathered = _gather(np.stack([counts & 0xFFFFFFFF, counts >> 32]).astype(np.uint32)).astype(np.int64)
     return (gathered[:, 0] + (gathered[:, 1] << 32)).sum(0)
-
-
-def same_everywhere(value: float) -> float:
-    """The first process's value in every process, to six decimals: for what each of them has measured by itself."""
-    millionths = round(1e6 * value) if jax.process_index() == 0 else 0
-    return int(sum_over_processes(np.array([millionths], np.int64))[0]) / 1e6
 
 
 def wait_for_all() -> None:

@@ -16,6 +16,7 @@ import optax
 import pytest
 
 from configs import gs
+from grass_jax import sharding
 from grass_jax.augment import Augmentation
 from grass_jax.build import build_augment
 from grass_jax.methods.simclr import simclr
@@ -83,6 +84,29 @@ def test_three_steps_in_float64_agree(runs, other, part):
     np.testing.assert_allclose(many[f"{part}_losses"], one[f"{part}_losses"], rtol=1e-9)
     np.testing.assert_allclose(many[f"{part}_box_areas"], one[f"{part}_box_areas"], rtol=1e-6)
     np.testing.assert_allclose(many[f"{part}_state"], one[f"{part}_state"], rtol=1e-9, atol=1e-9)
+
+
+def test_what_the_first_process_reads_the_others_hear(monkeypatch):
+    """Two processes one after the other: what the first one sends lies ready for the second."""
+    sent: list[np.ndarray] = []
+
+    def exchange(own):
+        if jax.process_index() == 0:
+            sent.append(own)
+            return np.stack([own, np.zeros_like(own)])
+        first = sent.pop(0)
+        assert (own.shape, own.dtype, own.any()) == (first.shape, first.dtype, False)  # as a collective needs it
+        return np.stack([first, own])
+
+    content = {"ä": [1, None, 0.5], "empty": {}}
+    assert sharding.read_by_first(lambda: content) is content  # alone
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(sharding, "_gather", exchange)
+    monkeypatch.setattr(jax, "process_index", lambda: 0)
+    assert sharding.read_by_first(lambda: content) == content
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    assert sharding.read_by_first(lambda: pytest.fail("read by the second")) == content
+    assert not sent
 
 
 def test_the_rows_of_a_process_are_neighbours_in_the_batch():

@@ -14,7 +14,6 @@ from grass_jax.data.loader import process_batches
 from grass_jax.pretrain import prepared, pretraining_task
 from grass_jax.report.log import write_json
 from grass_jax.report.records import read_record
-from grass_jax.shared_reading import read_by_first
 from grass_jax.steps import compile_step
 
 PAIRS = 7
@@ -35,7 +34,7 @@ class Costs:
 
     def __init__(self, workdir: Path, base: Any):
         self._path, self._base = workdir / "costs.json", base
-        found = read_by_first(lambda: read_record(self._path, "what steps cost is measured once more"))
+        found = sharding.read_by_first(lambda: read_record(self._path, "what steps cost is measured once more"))
         self._known: dict[str, float] = {k: v for k, v in found.items() if type(v) in (int, float) and v > 0}
 
     def of(self, config: Any, phase: str) -> float:
@@ -50,7 +49,8 @@ class Costs:
             return 1.0
         if key not in self._known:
             logging.info("Measuring what a step costs: %s.", key)
-            self._known[key] = sharding.same_everywhere(self._measure(config, phase))
+            measured = self._measure(config, phase)
+            self._known[key] = sharding.read_by_first(lambda: measured)  # every process has a time of its own
             if jax.process_index() == 0:
                 write_json(self._path, self._known)
         return self._known[key]

@@ -13,7 +13,7 @@ from grass_jax.config import ConfigError
 from grass_jax.report.atomic import FULL, DiskFullError, replacing
 from grass_jax.report.comparison import read_results
 from grass_jax.report.environment import environment
-from grass_jax.shared_reading import read_by_first
+from grass_jax.sharding import read_by_first
 
 ALWAYS = ("config_hash", "arm", "seed", "evaluation")
 KEY = (*ALWAYS, "budget", "list", "phase")

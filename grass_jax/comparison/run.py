@@ -40,8 +40,7 @@ from grass_jax.segment.evaluate import scene_records
 from grass_jax.segment.labelled_data import choose, open_data
 from grass_jax.segment.lists import probe_lists
 from grass_jax.segment.watch import read_purity
-from grass_jax.sharding import wait_for_all
-from grass_jax.shared_reading import read_by_first
+from grass_jax.sharding import read_by_first
 from grass_jax.state import Encoder, create_state, load_encoder
 from grass_jax.train import DivergedError
 
@@ -206,7 +205,6 @@ class _Comparison:
             last = own[own.phases[-1]]
             last.epochs = read_by_first(lambda: _begun_epochs(home, own.phases[-1])) or last.epochs
         pretrain.run(own, home)
-        wait_for_all()
         data = read_by_first(lambda: begun_with(home)[1])
         begun = len(self.config.arms[arm.trunk].phases) if arm.trunk else 0
         for phase in arm.phases[begun:]:
@@ -261,7 +259,6 @@ class _Comparison:
         key = self._key("finetune", row["arm"])
         folder, began = home / f"finetune_{budget}_{number}-{key['config_hash']}", time.monotonic()
         finetune.run(own, folder)
-        wait_for_all()
         files = [folder / "summary.json", folder / "confusion.json"]
         summary, confusion = read_by_first(lambda: list(map(read_record, files)))
         try:

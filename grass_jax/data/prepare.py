@@ -16,8 +16,8 @@ from absl import logging
 from tensorflow_datasets.core.constants import DATA_DIR
 
 from grass_jax.data.geotiff import quiet_gdal
+from grass_jax.report.atomic import FULL
 
-FULL = (errno.ENOSPC, errno.EDQUOT)
 CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS)
 NO_FOLDER = (errno.ENOTDIR, errno.EEXIST)
 

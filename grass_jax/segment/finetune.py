@@ -38,7 +38,6 @@ from grass_jax.segment.labelled_data import choose, hold_out, open_data, tile_sc
 from grass_jax.segment.model import make_forward
 from grass_jax.segment.probe import fit_probe
 from grass_jax.segment.step import create_segmentation_state, segment_step
-from grass_jax.shared_reading import read_by_first
 from grass_jax.state import TrainState
 from grass_jax.train import DivergedError, Hook, Phase, Task, counting, phases_of, train
 
@@ -87,7 +86,7 @@ def run(config: Any, workdir: str | Path) -> dict[str, Any] | None:
         parts, validation = (config, source, network, init_key), validate if len(held) else None
         make_task = partial(segmentation_task, *parts, batch_size=batch_size, validate=validation)
         done, state = checkpoints.go_on(make_task(None).init, sharding.replicated(mesh))
-        if done >= end and read_by_first(lambda: bool(read_record(workdir / "summary.json"))):
+        if done >= end and sharding.read_by_first(lambda: bool(read_record(workdir / "summary.json"))):
             logging.info("%s: this run has ended after %d steps; another --workdir starts a new one.", workdir, done)
             return None
         task = make_task(None if done else initial_encoder(config))
