@@ -1,6 +1,5 @@
 """Runs what a config names: `python main.py --config=configs/gs.py`."""
 
-import contextlib
 import signal
 import sys
 from typing import Any
@@ -21,6 +20,7 @@ from grass_jax.joining import LOST, failing_at_once, leave
 from grass_jax.planning import dry_run
 from grass_jax.rendezvous import NotMetError
 from grass_jax.report.atomic import DiskFullError
+from grass_jax.report.progress import say
 from grass_jax.report.terminal import show_plain_messages
 from grass_jax.segment import apply, finetune
 from grass_jax.stopping import EXIT_CODES, Stopped
@@ -58,7 +58,7 @@ def main(_: list[str]) -> None:
         (dry_run.run if DRY_RUN.value else TASKS[config.task])(config, workdir)
         sharding.wait_for_all()  # JAX waits five minutes for the last process, and then aborts the others
     except NotMetError as error:
-        print(f"grass_jax: {error}", file=sys.stderr)
+        say(f"grass_jax: {error}")
         sys.exit(LOST)
     except EXPLAINED as error:
         sys.exit(f"grass_jax: {error}")
@@ -67,13 +67,12 @@ def main(_: list[str]) -> None:
             raise
         sys.exit(f"grass_jax: {in_less_memory(config)} ({cause_of(error)}).")
     except Stopped as stop:
-        with contextlib.suppress(OSError):  # of a terminal that has closed
-            print(f"grass_jax: {stop}", file=sys.stderr)
+        say(f"grass_jax: {stop}")
         sys.exit(stop.code)
     except KeyboardInterrupt:
         resumes = "phases" in config or config.task == "compare"
         goes_on = f" goes on from the newest checkpoint in {workdir}" if resumes else " starts over"
-        print(f"grass_jax: interrupted; the same command{goes_on}.", file=sys.stderr)
+        say(f"grass_jax: interrupted; the same command{goes_on}.")
         leave(EXIT_CODES[signal.SIGINT])
 
 

@@ -14,6 +14,7 @@ from absl import logging
 
 from grass_jax.config import ConfigError
 from grass_jax.rendezvous import meet
+from grass_jax.report.progress import Unfailing, say
 
 PATIENCE = 30  # seconds more that JAX's service is given, so that the sentence comes before its abort
 # words of the errors that the libraries between processes raise when one of these has gone
@@ -53,11 +54,10 @@ def _join(seconds: float, *where: Any, **how: Any) -> None:
     """
 
     def end() -> None:
-        sys.stderr.write(
+        say(
             f"grass_jax: the other processes of this job have not been met within {seconds:.0f} s: start one process "
-            "for every task of the cluster's job, all at once, and let the network pass between their hosts.\n"
+            "for every task of the cluster's job, all at once, and let the network pass between their hosts."
         )
-        sys.stderr.flush()
         os._exit(LOST)
 
     timer = threading.Timer(seconds, end)
@@ -97,7 +97,6 @@ def _take_own_gpus() -> None:
 def leave(code: int) -> NoReturn:
     """Ends the program with a status that the other processes of the job, if there are any, do not come to."""
     if jax.distributed.is_initialized():
-        sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
 
@@ -119,18 +118,21 @@ def failing_at_once() -> Iterator[None]:
             raise
         gone = any(word in str(error) for word in EXCHANGES)
         lost = gone or (isinstance(error, jax.errors.JaxRuntimeError) and not str(error).startswith(OWN))
-        if gone:
-            what = " ".join(str(error).split())[:200]
-            sys.stderr.write(
-                f"grass_jax: another process of this job has ended or does not answer ({what}); its own log says why, "
-                "and the same command goes on from the newest checkpoint.\n"
-            )
-        elif told:
-            sys.stderr.write(f"{error.code}\n")
-        else:
-            traceback.print_exc()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        if jax.process_index() == 0:
-            time.sleep(LAST_WORDS)
-        os._exit(LOST if lost else 1)
+        try:
+            _last_words(error, gone)
+        finally:
+            os._exit(LOST if lost else 1)
+
+
+def _last_words(error: BaseException, gone: bool) -> None:
+    if gone:
+        what = " ".join(str(error).split())[:200]
+        say(
+            f"grass_jax: another process of this job has ended or does not answer ({what}); its own log says why, "
+            "and the same command goes on from the newest checkpoint."
+        )
+    else:
+        say(str(error.code) if isinstance(error, SystemExit) else traceback.format_exc().rstrip())
+    Unfailing(sys.stdout).flush()
+    if jax.process_index() == 0:
+        time.sleep(LAST_WORDS)

@@ -1,5 +1,6 @@
 """Every test runs on eight virtual CPU devices with a compilation cache: XLA compiles are most of the suite's time."""
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -24,6 +25,22 @@ def temporary_folder(tmp_path_factory):
         patch.setenv("TMPDIR", folder)
         patch.setattr("tempfile.tempdir", folder)
         yield
+
+
+@pytest.fixture(params=["full disk", "closed pipe"])
+def unwritable(request):
+    """A stream to a disk that is full, or to a pipe whose reader has gone."""
+    if request.param == "full disk":
+        writing = os.open("/dev/full", os.O_WRONLY)
+    else:
+        reading, writing = os.pipe()
+        os.close(reading)
+    stream = os.fdopen(writing, "w", buffering=1)
+    with pytest.raises(OSError, match=r"space|pipe"):
+        stream.write("a line\n")
+    yield stream
+    with contextlib.suppress(OSError):
+        stream.close()
 
 
 @pytest.fixture(scope="session")

@@ -140,6 +140,18 @@ def test_an_error_of_the_runtime_of_a_job_is_to_be_started_again(monkeypatch, ca
     assert str(error) in said
 
 
+@pytest.mark.parametrize("error", [RuntimeError("a mistake"), RuntimeError("Gloo: closed"), SystemExit("a sentence")])
+def test_a_process_whose_last_words_cannot_be_written_ends_all_the_same(monkeypatch, unwritable, error):
+    codes = []
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(joining.os, "_exit", codes.append)
+    monkeypatch.setattr(joining, "LAST_WORDS", 0.0)
+    monkeypatch.setattr(joining.sys, "stderr", unwritable)
+    with joining.failing_at_once():
+        raise error
+    assert codes == [joining.LOST if "Gloo" in str(error) else 1]
+
+
 def test_what_a_cluster_complains_of_is_one_sentence(monkeypatch):
     monkeypatch.setattr(jax.distributed, "initialize", fails(RuntimeError("Kubernetes API Error: 403\n  no\nright")))
     with pytest.raises(ConfigError, match=r"cannot be found \(Kubernetes API Error: 403 no right\): mend that"):

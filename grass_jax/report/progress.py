@@ -1,5 +1,6 @@
 """The one line that says where a run stands."""
 
+import contextlib
 import logging
 import sys
 import time
@@ -11,6 +12,32 @@ from tqdm import tqdm
 from grass_jax.report.rate import Rate
 
 
+class Unfailing:
+    """A stream where a write that fails costs nothing: the disk of a log fills up, and the reader of a pipe goes."""
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Writes what can be written."""
+        with contextlib.suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Passes on what can be passed on."""
+        with contextlib.suppress(OSError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def say(text: str) -> None:
+    """Writes a line to standard error, if it can be written."""
+    print(text, file=Unfailing(sys.stderr), flush=True)
+
+
 def counter(iterable: Any = None, **options: Any) -> tqdm:
     """Makes a line that counts pieces of work of any kind; in a file, where every state stays, it shows rarely.
 
@@ -18,7 +45,9 @@ def counter(iterable: Any = None, **options: Any) -> tqdm:
         iterable: what to count; None counts by `update`.
         **options: tqdm's `desc`, `total`, `unit`, `unit_scale`, `disable`.
     """
-    return tqdm(iterable, mininterval=0.5 if sys.stderr.isatty() else 30, **options)
+    pause = 0.5 if sys.stderr.isatty() else 30
+    options = {"mininterval": pause, "file": Unfailing(sys.stderr), "dynamic_ncols": True} | options
+    return tqdm(iterable, **options)
 
 
 class Progress:
@@ -49,7 +78,7 @@ class Progress:
         clock: Callable[[], float] = time.monotonic,
     ):
         self._total, self._step, self._images = total_steps, start_step, images_per_step
-        self._enabled, self._stream = enabled, stream or sys.stderr
+        self._enabled, self._stream = enabled, Unfailing(stream or sys.stderr)
         self._every, self._clock = every_seconds, clock
         self._rate = Rate(clock)
         self._phase, self._line, self._shown_at, self._shown_step = "", "", clock(), -1

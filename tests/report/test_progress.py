@@ -6,7 +6,7 @@ import sys
 import pytest
 from absl import logging as absl_logging
 
-from grass_jax.report.progress import Progress
+from grass_jax.report.progress import Progress, counter
 from grass_jax.report.rate import Rate
 
 
@@ -96,6 +96,14 @@ def test_plain_lines_of_a_quick_run_show_each_phase_and_the_end(clock):
         "gs epoch 1/3, step 11/20, loss 0.5000",
         "gs epoch 1/3, step 20/20, loss 0.5000, 10000 images/s, 00:00 left",
     ]
+
+
+def test_lines_that_cannot_be_written_cost_nothing(clock, unwritable, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", unwritable)
+    with Progress(10, images_per_step=4, clock=clock) as progress:
+        run(progress, clock, range(1, 10), seconds=60.0)
+    assert progress.images_per_second == pytest.approx(4 / 60)
+    assert list(counter([1, 2], desc="scenes", mininterval=0)) == [1, 2]
 
 
 def test_only_the_first_process_speaks(clock):
