@@ -67,7 +67,7 @@ def run(config: Any, workdir: str | Path) -> dict[str, Any] | None:
     last_steps = dict(zip(config.phases, ends, strict=True))
     start = "initial encoder" if config.init else "random encoder"
     init_key, run_key = jax.random.split(jax.random.key(config.seed))
-    data = {"tiles": len(source), "batch_size": batch_size, "tiles_digest": source.digest()}
+    data = {"tiles": len(source), "batch_size": batch_size, **source.digests()}
     with Checkpoints(workdir, keep=config.checkpoint.keep, keep_steps=tuple(ends)) as checkpoints:
         plain = config.to_dict()
         refuse_other_processes(plain, data)

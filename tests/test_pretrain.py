@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -158,6 +159,17 @@ def test_another_config_in_the_same_folder_is_refused(finished, tiny):
         refuse_other_run(
             workdir, begun["config"], begun["data"] | {"tiles_digest": "others"}, steps_per_epoch=3, done=12
         )
+
+
+def test_other_pixels_under_the_same_names_are_refused(finished, tiny, image_folder, tmp_path):
+    workdir, _ = finished
+    shutil.copytree(image_folder, tmp_path / "images")
+    picture = next((tmp_path / "images" / "west").iterdir())
+    pixels = np.array(Image.open(picture))
+    pixels[0, 0] += 1
+    Image.fromarray(pixels).save(picture)
+    with pytest.raises(ResumeError, match="or other tiles or pixels: restore the data"):
+        pretrain.run(tiny(**{"data.path": str(tmp_path / "images")}), workdir)
 
 
 @pytest.mark.parametrize(

@@ -117,6 +117,15 @@ def changed(begun: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
     return differing({key: value for key, value in ADDED.items() if key in now} | flatten(begun), now)
 
 
+def _other_data(begun: Mapping[str, Any], data: Mapping[str, Any]) -> bool:
+    """Says whether data are others than a run began with; pixels count where both sides know them.
+
+    Data sets that were prepared by earlier versions do not, nor do the runs on them.
+    """
+    keys = differing(begun, data)
+    return any(key != "pixels_digest" or (key in begun and key in data) for key in keys)
+
+
 def refuse_other_trunk(trunk: str | Path, config: dict[str, Any], data: dict[str, Any], *, steps_per_epoch: int) -> int:
     """Compares the configuration of a run that branches off with that of the run which it goes on from.
 
@@ -148,7 +157,7 @@ def refuse_other_trunk(trunk: str | Path, config: dict[str, Any], data: dict[str
     free += () if guided else ("guidance.",)
     free += ("schedule.restart",) if len(phases) == 1 else ()  # to one phase both values are the same
     refused = [key for key in changed(old, config) if not key.startswith(free)]
-    if differing(begun, data):
+    if _other_data(begun, data):
         refused.append("data")
     if refused:
         raise ResumeError(f"config.branch is {trunk}, a run with other settings ({', '.join(refused)}): give the same.")
@@ -165,7 +174,8 @@ def refuse_other_run(
     Args:
         workdir: folder of the run; without a checkpoint (`done` of 0) everything goes.
         config: the resolved configuration, as nested dicts.
-        data: what else the numbers depend on: tiles, batch size after cutting, a digest of where the tiles come from.
+        data: what else the numbers depend on: tiles, batch size after cutting, digests of where they come from and
+            what they show.
         steps_per_epoch: full batches in them.
         done: updates in the newest checkpoint.
 
@@ -198,15 +208,15 @@ def refuse_other_run(
         if change < 0 or (change > 0 and ended):
             refused.append(f"{name}.{'steps' if 'steps' in old else 'epochs'}")
     measured = all(key.startswith("bands.") for key in refused)  # the data's, where the configuration leaves them open
-    if refused and not (measured and differing(before, data)):
+    if refused and not (measured and _other_data(before, data)):
         why = ", as after a change of the images" if measured else ""
         raise ResumeError(
             f"{workdir} holds a run of {done} steps with another configuration ({', '.join(refused)}{why}): give the "
             f"old values (they are in {path}) or another --workdir."
         )
-    if differing(before, data):
+    if _other_data(before, data):
         raise ResumeError(
             f"{workdir} holds a run on {before['tiles']} tiles in batches of {before['batch_size']}, now "
-            f"there are {data['tiles']} in batches of {data['batch_size']}, or other tiles: restore the data or give "
-            "another --workdir."
+            f"there are {data['tiles']} in batches of {data['batch_size']}, or other tiles or pixels: "
+            "restore the data or give another --workdir."
         )

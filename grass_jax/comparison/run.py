@@ -119,7 +119,7 @@ class _Comparison:
     ):
         self.config, self.workdir, self.labelled, self.lists, self.results = config, workdir, labelled, lists, results
         self.costs = Costs(workdir, pretraining_of(config, config.base, 0))
-        self.digest = labelled.train.digest()
+        self.digest = "".join(labelled.train.digests().values())
 
     def measure(self, name: str, arm: Any, seed: int) -> None:
         """Makes the measurements of an arm and a seed that are missing."""

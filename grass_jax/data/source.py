@@ -38,6 +38,8 @@ class TileSource:
         class_names: names of the mask's ids; empty where there are no masks.
         rows: (n,) numbers of the tiles' records; None where tile i is record i.
         bands: of the images, as measured when they were prepared.
+        pixels: hash of what all tiles of the data set show, masks included; empty where it was not noted when they were
+            prepared.
         pauses: seconds to wait before each further try to read a record: a network disk comes back.
     """
 
@@ -49,15 +51,17 @@ class TileSource:
     class_names: tuple[str, ...] = ()
     rows: np.ndarray | None = None
     bands: Bands = RGB
+    pixels: str = ""
     pauses: tuple[float, ...] = (0.1, 1.0, 5.0)
 
     def __len__(self) -> int:
         return len(self.positions)
 
-    def digest(self) -> str:
-        """Sum up which tiles these are: the names of the files and every tile's position."""
+    def digests(self) -> dict[str, str]:
+        """Sum up which tiles these are, by names of files and positions, and, where that is known, what they show."""
         parts = ["\n".join(self.files).encode(), self.positions.tobytes(), str(self.tile_size).encode()]
-        return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
+        places = {"tiles_digest": hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]}
+        return places | ({"pixels_digest": self.pixels} if self.pixels else {})
 
     def subset(self, indices: Sequence[int] | np.ndarray) -> "TileSource":
         """Some of the tiles, in the order of `indices`; their files keep their numbers."""
@@ -233,7 +237,8 @@ def tiles_of(builder: tfds.core.DatasetBuilder, split: str, *, fresh: bool) -> T
     names = tuple(str(file[0]) for file in files)
     classes = tuple(notes.get("class_names", ()))
     bands, place = Bands(**notes["bands"]), os.fspath(builder.data_path)
-    return TileSource(place, records, names, positions, notes["tile_size"], classes, bands=bands)
+    pixels = notes.get("pixels", {}).get(split, "")  # unknown of the sample, and of what earlier versions prepared
+    return TileSource(place, records, names, positions, notes["tile_size"], classes, bands=bands, pixels=pixels)
 
 
 def _undecoded(builder: tfds.core.DatasetBuilder) -> dict:

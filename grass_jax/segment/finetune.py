@@ -68,7 +68,7 @@ def run(config: Any, workdir: str | Path) -> dict[str, Any] | None:
     config, mesh = follow_encoder(config, workdir), sharding.make_mesh()
     labelled, chosen, held, source, batch_size, network = prepared(config, mesh)
     end = 1 if linear else sum(config[name].steps for name in config.phases)
-    data = {"tiles": len(source), "batch_size": batch_size, "tiles_digest": source.digest()}
+    data = {"tiles": len(source), "batch_size": batch_size, **source.digests()}
     best = VALIDATION if len(held) else None
     with Checkpoints(workdir, keep=config.checkpoint.keep, keep_steps=(end,), best=best) as checkpoints:
         plain, length = config.to_dict(), steps_per_epoch(source, batch_size)

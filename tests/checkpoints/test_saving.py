@@ -341,6 +341,18 @@ def test_a_run_that_began_before_a_key_existed_goes_on(tmp_path):
     assert changed(old, old | {"micro_batches": 1, "seed": 1}) == ["seed"]
 
 
+def test_pixels_are_compared_where_both_sides_know_them(tmp_path):
+    plain = {"task": "pretrain", "phases": ["warmup"], "warmup": {"epochs": 2}}
+    data = {"tiles": 30, "batch_size": 8, "tiles_digest": "a"}
+    for begun in (data, data | {"pixels_digest": "b"}):
+        (tmp_path / "config.json").write_text(json.dumps({"config": plain, "data": begun}))
+        for now in (data, data | {"pixels_digest": "b"}):
+            refuse_other_run(tmp_path, plain, now, steps_per_epoch=3, done=3)
+    for other in ({"pixels_digest": "c"}, {"tiles_digest": "c", "pixels_digest": "b"}):
+        with pytest.raises(ResumeError, match="or other tiles or pixels: restore the data"):
+            refuse_other_run(tmp_path, plain, data | other, steps_per_epoch=3, done=3)
+
+
 @pytest.mark.parametrize("text", ["{", "[]", '"x"', '{"config": 3}', "\x00"])
 def test_a_record_that_is_damaged_is_one_sentence(tmp_path, text):
     (tmp_path / "config.json").write_text(text)

@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import jax
 import numpy as np
@@ -154,6 +155,20 @@ def alone(tiny_compare, tmp_path):
         return found
 
     return alone
+
+
+def test_what_was_measured_on_other_pixels_is_missing(tiny_compare, tmp_path):
+    def comparing(**digests):
+        labelled: Any = SimpleNamespace(train=SimpleNamespace(digests=lambda: {"tiles_digest": "a"} | digests))
+        return comparison._Comparison(tiny_compare(), tmp_path, labelled, {}, Results(tmp_path / "results.jsonl"))
+
+    for digests in ({}, {"pixels_digest": "b"}, {"pixels_digest": "c"}):
+        measuring = comparing(**digests)
+        wanted = measuring._missing("probe", "gs", 0)
+        assert wanted
+        lines = [{"arm": "gs", "seed": 0, "budget": budget, "list": number} for budget, number in wanted]
+        measuring.results.add(line | measuring._key("probe", "gs") for line in lines)
+        assert not comparing(**digests)._missing("probe", "gs", 0)
 
 
 def test_a_purity_that_was_not_measured_is_said_and_left_out(alone, monkeypatch, caplog):

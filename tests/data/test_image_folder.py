@@ -1,3 +1,4 @@
+import json
 import logging
 import os
 import pickle
@@ -14,6 +15,7 @@ from PIL import Image
 from rasterio.enums import ColorInterp
 
 from grass_jax.bands import Bands, picture, unit_range
+from grass_jax.data.builders import tiling
 from grass_jax.data.builders.image_folder import ImageFolder
 from grass_jax.data.source import open_tiles
 
@@ -373,6 +375,40 @@ def test_prepared_once_and_again_when_something_changes(folder, tiles, generatio
     (folder / "c.png").unlink()
     assert tiles().files == ("sub/b.png",)
     assert len(generations) == 6
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+def test_other_pixels_under_the_same_names_and_sizes_are_told_apart(folder, tiles, tmp_path, monkeypatch, dtype):
+    pixels = stored(dtype, 3)
+    save(folder / "a.tif", pixels)
+    first = tiles()
+    os.utime(folder / "a.tif", ns=(1, 1))
+    monkeypatch.setattr(tiling, "cores", lambda: 1)
+    save_png = Image.Image.save  # another library compresses otherwise
+    monkeypatch.setattr(Image.Image, "save", lambda self, *rest, **_: save_png(self, *rest, compress_level=9))
+    again = tiles()
+    assert again.name != first.name
+    assert again.digests() == first.digests()
+    assert again.subset([0]).digests()["pixels_digest"] == first.digests()["pixels_digest"]
+    pixels[-1, -1, 1] += 1
+    save(folder / "a.tif", pixels)
+    other = tiles()
+    assert other.name not in (first.name, again.name)
+    assert other.digests()["tiles_digest"] == first.digests()["tiles_digest"]
+    assert other.digests()["pixels_digest"] != first.digests()["pixels_digest"]
+
+
+def test_tiles_that_were_prepared_before_pixels_were_hashed_are_told_apart_by_their_places(folder, tiles, generations):
+    save(folder / "a.png", coded(1, 40, 40))
+    first = tiles()
+    notes = Path(first.name) / "metadata.json"
+    notes.write_text(
+        json.dumps({name: note for name, note in json.loads(notes.read_text()).items() if name != "pixels"})
+    )
+    places = first.digests()
+    del places["pixels_digest"]
+    assert tiles().digests() == places
+    assert len(generations) == 1
 
 
 def test_an_interrupted_preparation_is_not_taken_for_finished(folder, tiles, monkeypatch, tmp_path):

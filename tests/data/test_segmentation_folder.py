@@ -321,6 +321,18 @@ def test_labels_that_do_not_fit_are_errors_and_nothing_is_taken_for_finished(fol
     assert len(opened().train) == 4
 
 
+def test_a_corrected_mask_is_told_apart(folder, opened):
+    pair(folder, "a.png", 0, 40, 40)
+    first = opened().train.digests()
+    mask = ids(0, 40, 40)
+    mask[20, 20] = (mask[20, 20] + 1) % 3
+    pair(folder, "a.png", 0, 40, 40, mask=mask)
+    (folder / "masks" / "a.png").touch()
+    other = opened().train.digests()
+    assert other["tiles_digest"] == first["tiles_digest"]
+    assert other["pixels_digest"] != first["pixels_digest"]
+
+
 def test_prepared_once_and_again_when_something_changes(folder, opened, generations, caplog):
     pair(folder, "a.png", 0, 40, 40)
     opened()

@@ -1,6 +1,7 @@
 """The segmentation task on a tiny labelled folder: to the end, interrupted, from a pretraining run, scored, mapped."""
 
 import json
+import shutil
 from functools import partial
 
 import jax
@@ -146,6 +147,16 @@ def test_a_finished_run_says_so(finished, tiny_segment, caplog):
     assert "has ended after 120 steps" in caplog.text
     with pytest.raises(ResumeError, match="labels"):
         finetune.run(tiny_segment(**{**LONG, "labels": "8"}), finished[0])
+
+
+def test_a_corrected_mask_is_another_run(finished, tiny_segment, labelled_folder, tmp_path):
+    shutil.copytree(labelled_folder, tmp_path / "corrected")
+    path = tmp_path / "corrected" / "masks" / "south_0.png"  # one that scores
+    mask = np.array(Image.open(path))
+    mask[:8, :8] = (mask[:8, :8] + 1) % 3
+    Image.fromarray(mask).save(path)
+    with pytest.raises(ResumeError, match="or other tiles or pixels: restore the data"):
+        finetune.run(tiny_segment(**{**LONG, "data.path": str(tmp_path / "corrected")}), finished[0])
 
 
 def test_an_interrupted_run_ends_as_if_it_had_not_been(one_device, tiny_segment, tmp_path, monkeypatch):

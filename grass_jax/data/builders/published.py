@@ -162,8 +162,9 @@ class _Published(LocalBuilder, skip_registration=True):
         assert metadata is not None
         own = {key: notes.get(key, empty) for key, empty in (("kept", ""), ("barren", []), ("nodata", 0))}
         if "files" not in metadata:  # the part to train on comes first, and what is measured is measured on it
-            metadata.update(notes, files={}, of_split={})
-        metadata["files"][split] = notes["files"]["train"]
+            metadata.update(notes, files={}, pixels={}, of_split={})
+        for name in ("files", "pixels"):
+            metadata[name][split] = notes[name]["train"]
         metadata["of_split"][split] = own
 
 

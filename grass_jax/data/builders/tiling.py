@@ -3,6 +3,7 @@
 import base64
 import concurrent.futures
 import contextlib
+import hashlib
 import io
 import itertools
 import os
@@ -124,10 +125,10 @@ def cut_files(
 
     Args:
         notes: the builder's metadata, which gets `folder`, `tile_size`, `stride`, `files` (name, height, width),
-            `skipped` (name, reason), `bands` (as measured on the tiles), and where there are any the files' `notes`,
-            `barren` files (name, reason), the number of `nodata` tiles, which tiles were `kept`, what `mixed` layouts
-            the used files have, or how many bands of all are `unread`, and the bands that may hold `untagged` nodata
-            (`Outlier`).
+            `pixels` (a hash of all tiles and masks), `skipped` (name, reason), `bands` (as measured on the tiles), and
+            where there are any the files' `notes`, `barren` files (name, reason), the number of `nodata` tiles, which
+            tiles were `kept`, what `mixed` layouts the used files have, or how many bands of all are `unread`, and the
+            bands that may hold `untagged` nodata (`Outlier`).
         folder: the folder.
         files: its files.
         opened: opens a file by name once all of it has been found readable.
@@ -148,11 +149,13 @@ def cut_files(
     barren: list[list[str]] = []
     noted, kept, key, nodata = [], [], 0, 0
     own: Counter[Layout] = Counter()
-    sample = PixelSample(layout)
+    sample, shown = PixelSample(layout), hashlib.sha256()
     pictures = {"mask", "image"} if _is_picture(layout) else {"mask"}
 
-    def encode(tile: dict[str, np.ndarray]) -> dict[str, Any]:
-        return {name: encode_tile(array) if name in pictures else array for name, array in tile.items()}
+    def encode(tile: dict[str, np.ndarray]) -> tuple[dict[str, Any], bytes]:
+        # of the pixels and not of the PNG, which another version of its library writes otherwise
+        digest = hashlib.sha256(b"".join(tile[name].tobytes() for name in sorted(tile))).digest()
+        return {name: encode_tile(array) if name in pictures else array for name, array in tile.items()}, digest
 
     with (
         concurrent.futures.ThreadPoolExecutor(min(8, cores())) as pool,  # zlib works without the GIL
@@ -187,7 +190,9 @@ def cut_files(
                     tiles = list(itertools.compress(tiles, use))
                     for _, tile in tiles:
                         sample.add(tile["image"], tile.pop("valid", None))
-                    for (x, _), example in zip(tiles, pool.map(encode, (tile for _, tile in tiles)), strict=True):
+                    encoded = pool.map(encode, (tile for _, tile in tiles))
+                    for (x, _), (example, digest) in zip(tiles, encoded, strict=True):
+                        shown.update(digest)
                         yield key, example | {"file": os.fsencode(file.name), "y": y, "x": x}
                         key += 1
                     progress.set_postfix(tiles=key, refresh=False)
@@ -214,7 +219,7 @@ def cut_files(
             "check the classes, the ignored ids and rectangles."
         )
     notes.update(folder=os.fspath(folder), tile_size=tile_size, stride=stride, files={"train": used}, skipped=unusable)
-    notes.update(bands=sample.bands().asdict())
+    notes.update(bands=sample.bands().asdict(), pixels={"train": shown.hexdigest()[:16]})
     found: dict[str, Any] = {
         "notes": noted if any(noted) else None,
         "barren": barren,

@@ -43,6 +43,16 @@ def test_potsdam_from_archives_of_any_form(made, folder, labelled, tiles, tmp_pa
     assert not [path for path in tmp_path.rglob("*") if path.name.startswith("unpacked-")]
 
 
+def test_each_split_has_a_digest_of_its_own_pixels(made, folder, tiles):
+    made.store(folder, made.potsdam(bands=("RGB",)))
+    digests = [
+        tiles(masks=masks, split=split).digests()["pixels_digest"]
+        for masks in ("full", "none")
+        for split in ("train", "test")
+    ]
+    assert len(set(digests)) == 4
+
+
 def test_eroded_masks_and_validation(made, folder, labelled):
     made.store(folder, made.potsdam(bands=("RGB",)))
     result = labelled(masks="eroded", split=Split(by="file", validation="_4_12$"))
