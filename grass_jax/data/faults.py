@@ -69,24 +69,25 @@ class Fault(NamedTuple):
     cause: str
 
 
-def substitutes(tile: int, batch: np.ndarray, tiles: int) -> Iterator[int]:
-    """The tiles to try in the place of one: those with the next numbers that are not in its batch.
+def substitutes(order: np.ndarray, step: int, row: int) -> Iterator[int]:
+    """The tiles to try in the place of one: those of the same row in the next batches of the epoch.
 
-    This is a function of the order alone, so that the choice is the same on whichever process owns the row.
+    This is a function of the order alone, so that the choice is the same on whichever process owns the row. The order
+    is random, so that the tiles lie elsewhere than one in the hole of a damaged file, and it has every tile once, so
+    that two rows of a batch get different ones: one that is in a batch twice would be its own negative.
 
     Args:
-        tile: number of the tile that cannot be read.
-        batch: (b,) numbers of the tiles of the global batch: one that is in it twice would be its own negative.
-        tiles: number of all tiles.
+        order: (steps, b) numbers of the tiles of an epoch's global batches.
+        step: of the batch in its epoch.
+        row: of the tile that cannot be read, in its global batch.
 
     Returns:
-        `IN_A_ROW` numbers, or fewer where there are no more; any next ones where the batch holds all tiles.
+        `IN_A_ROW` numbers, or fewer where there are no more. After one round of the epoch come the next rows; those of
+        the batch itself only where it is the only one.
     """
-    taken = set(batch.tolist())
-    if len(taken) >= tiles:
-        taken = {tile}
-    following = ((tile + ahead) % tiles for ahead in range(1, tiles))
-    return islice((number for number in following if number not in taken), IN_A_ROW)
+    steps, rows = order.shape
+    places = (((step + ahead) % steps, (row + ahead // steps) % rows) for ahead in range(1, steps * rows))
+    return islice((int(order[place]) for place in places if steps == 1 or place[0] != step), IN_A_ROW)
 
 
 class Replaced:
@@ -126,9 +127,9 @@ class Replaced:
         for (tile, cause), name in zip(faults, names, strict=True):
             if tile not in self._named and len(self._named) < NAMED:
                 self._named.add(tile)
-                logging.warning("%s cannot be read (%s): the next one takes its place.", name, cause)
+                logging.warning("%s cannot be read (%s): another one takes its place.", name, cause)
         if self.total >= self._say_at:
-            logging.warning("%d times so far a tile could not be read and the next one took its place.", self.total)
+            logging.warning("%d times so far a tile could not be read and another one took its place.", self.total)
             self._say_at = 2 * self.total
         recent = sum(self._recent)
         if recent > max(FEW, SHARE * rows * steps_per_epoch):

@@ -93,15 +93,15 @@ class BatchSource:
             DataError: for one row, `IN_A_ROW` other tiles could not be read either.
         """
         epoch, step = divmod(self.start + int(index), steps_per_epoch(self.source, self.batch_size))
-        batch, faults = self.order(epoch)[0][step], []
-        tiles, numbers = zip(*(self._read(tile, batch, faults) for tile in batch[self.rows].tolist()), strict=True)
+        order, faults, own = self.order(epoch)[0], [], range(self.rows.start, self.rows.stop)
+        tiles, numbers = zip(*(self._read(order, step, row, faults) for row in own), strict=True)
         rows = {name: np.stack([tile[name] for tile in tiles]) for name in tiles[0]}
         return rows | {"index": np.array(numbers, np.int32)}, tuple(faults)
 
-    def _read(self, tile: int, batch: np.ndarray, faults: list[Fault]) -> tuple[dict[str, np.ndarray], int]:
+    def _read(self, order: np.ndarray, step: int, row: int, faults: list[Fault]) -> tuple[dict[str, np.ndarray], int]:
         """A tile or its substitute, and its number."""
-        cause = ""
-        for number in (tile, *substitutes(tile, batch, len(self.source))):
+        tile, cause = int(order[step, row]), ""
+        for number in (tile, *substitutes(order, step, row)):
             # one that was given up once is tried once in every later epoch: nobody waits for it again
             pauses = () if number in self._unreadable else self.source.pauses
             try:
@@ -115,8 +115,8 @@ class BatchSource:
             self._unreadable.discard(number)
             return found, number
         raise DataError(
-            f"{self.source.describe(tile)} and the {IN_A_ROW} tiles after it cannot be read ({cause}): bring their "
-            f"disk back, or delete {self.source.name} to have it prepared again."
+            f"{self.source.describe(tile)} and {IN_A_ROW} others in its place cannot be read ({cause}): bring "
+            f"their disk back, or delete {self.source.name} to have it prepared again."
         )
 
 
@@ -137,7 +137,7 @@ def batches(
     """This process's rows of the global batches of steps `start` to `stop` - 1.
 
     A batch depends on `seed` and its step alone, so a run resumes by its `start`, on any number of processes. A tile
-    that cannot be read gives its place to the next one that can. A worker process that dies is started again.
+    that cannot be read gives its place to one of a later batch. A worker process that dies is started again.
 
     Args:
         source: tiles to draw from.

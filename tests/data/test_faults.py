@@ -146,23 +146,45 @@ def test_a_record_of_another_form_counts_as_unreadable(record, cause):
 
 @pytest.mark.parametrize("bad", [(9,), (63, 0), (20, 21, 22)])
 def test_another_tile_takes_the_place_of_one_that_cannot_be_read(bad):
-    healthy, replaced = read(Records()), Replaced()
+    replaced = Replaced()
+    order = np.stack([batch["index"] for batch in read(Records())])
     damaged = read(Records(bad), replaced)
-    left = 0
-    for before, after in zip(healthy, damaged, strict=True):
+    for step, after in enumerate(damaged):
         expected = []
-        for tile in before["index"].tolist():
-            number = tile
-            while number in bad or (number != tile and number in before["index"]):  # the next one that is free
-                number = (number + 1) % TILES
-                left += 1
+        for row, tile in enumerate(order[step].tolist()):
+            number, later = tile, step
+            while number in bad:  # the tile of the same row in the next batch
+                later = (later + 1) % len(order)
+                number = order[later, row]
             expected.append(number)
         assert after["index"].tolist() == expected
         assert after["index"].dtype == np.int32
         for number, image, mask in zip(expected, after["image"], after["mask"], strict=True):
             np.testing.assert_array_equal(image, tile_of(number)["image"])
             np.testing.assert_array_equal(mask, tile_of(number)["mask"])
-    assert left >= replaced.total >= len(bad)
+    assert replaced.total == len(bad)
+
+
+def rows_of(records):
+    steps = {"batch_size": BATCH, "seed": 5, "start": 0, "stop": 24, "rows": slice(0, BATCH), "negatives": True}
+    return BatchSource(in_memory(records, pauses=(0.1, 1.0)), **steps)
+
+
+def test_a_hole_of_neighbouring_tiles_is_gone_around(slept):
+    hole = range(20, 32)
+    rows = rows_of(Records(hole))
+    found = [rows[step] for step in range(8)]
+    assert sum(len(faults) for _, faults in found) == len(hole)
+    assert not any(np.isin(batch["index"], hole).any() for batch, _ in found)
+
+
+def test_no_tile_is_in_a_batch_twice_however_many_of_it_cannot_be_read(slept):
+    order = np.stack([rows_of(Records())[step][0]["index"] for step in range(8)])
+    for batch in order:
+        for bad in (batch, order[:2].ravel(), order[-2:].ravel()):
+            rows = rows_of(Records(bad.tolist()))
+            for step in range(8):
+                assert len(set(rows[step][0]["index"].tolist())) == BATCH
 
 
 @pytest.mark.parametrize("count", [2, 4])
@@ -173,16 +195,17 @@ def test_the_substitute_is_the_same_on_every_process(count):
         np.testing.assert_array_equal(np.concatenate([part[step]["index"] for part in parts]), batch["index"])
 
 
-def test_substitutes_follow_the_tile_and_are_not_in_its_batch():
-    assert list(substitutes(8, np.array([8, 9, 1, 3]), 10)) == [0, 2, 4, 5, 6]
-    assert list(substitutes(1, np.array([0, 1, 2]), 3)) == [2, 0]  # all tiles are in the batch
-    assert list(substitutes(0, np.array([0, 1]), 3)) == [2]
+def test_substitutes_are_the_tiles_of_the_same_row_in_the_next_batches():
+    order = np.arange(24).reshape(8, 3)
+    assert list(substitutes(order, 5, 1)) == [19, 22, 1, 4, 7]
+    assert list(substitutes(order[:3], 1, 2)) == [8, 2, 6, 0, 7]  # after all batches the next rows
+    assert list(substitutes(order[:2], 0, 0)) == [3, 4, 5]
+    assert list(substitutes(order[:1], 0, 1)) == [2, 0]  # the only batch
 
 
 def test_a_tile_that_was_given_up_is_not_waited_for_again(slept):
     records = Records([9])
-    steps = {"batch_size": BATCH, "seed": 5, "start": 0, "stop": 24, "rows": slice(0, BATCH), "negatives": True}
-    rows = BatchSource(in_memory(records, pauses=(0.1, 1.0)), **steps)
+    rows = rows_of(records)
     for step in range(24):
         rows[step]
     assert slept == [0.1, 1.0]
@@ -196,8 +219,8 @@ def test_the_log_names_the_first_tiles_and_then_says_sums(caplog):
     for number in [*range(8), *range(32)]:
         replaced.add((Fault(number, "torn"),), [f"Tile {number}"], **limits)
         replaced.add((), [], **limits)
-    named = [f"Tile {number} cannot be read (torn): the next one takes its place." for number in range(NAMED)]
-    sums = [f"{n} times so far a tile could not be read and the next one took its place." for n in (10, 20, 40)]
+    named = [f"Tile {number} cannot be read (torn): another one takes its place." for number in range(NAMED)]
+    sums = [f"{n} times so far a tile could not be read and another one took its place." for n in (10, 20, 40)]
     assert [record.getMessage() for record in caplog.records] == named + sums
     assert replaced.total == 40
 
@@ -230,6 +253,6 @@ def test_many_unreadable_tiles_of_an_epoch_end_the_run():
 
 
 def test_several_unreadable_tiles_in_a_row_end_the_run():
-    sentence = rf"^Tile \d+ .* and the {IN_A_ROW} tiles after it cannot be read \(disk gone\): bring"
+    sentence = rf"^Tile \d+ .* and {IN_A_ROW} others in its place cannot be read \(disk gone\): bring"
     with pytest.raises(DataError, match=sentence):
         read(Records(bad=range(TILES)))
