@@ -1,7 +1,7 @@
 """Other ways to compute the same warm-up step, timed in turns with the way it is computed: what is worth its code.
 
     python -m benchmarks.variants                   ResNet-50, 16 views of 224 on 2 CPU cores, about ten minutes
-    python -m benchmarks.variants --tiles=128       a large GPU
+    python -m benchmarks.variants --tiles=128       a large GPU; --only=1x1,pooling for those variants alone
 
 Each variant changes one thing; one that changes nothing on this kind of device is not timed. A ratio is the median,
 over rounds in which all of them ran, of a variant's time over that of the step as it is. Memory is the compiler's:
@@ -33,28 +33,34 @@ AS_IT_IS = "as it is"
 
 
 class AsConvolution(resnet.Conv):
-    """A convolution that stays one where its kernel is 1x1."""
+    """A convolution that stays one where its kernel is 1x1; larger kernels have their own gradients as ever."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Convolves (n, h, w, c) to (n, ceil(h / stride), ceil(w / stride), channels)."""
-        shape = (self.kernel, self.kernel, x.shape[-1], self.channels)
-        x, kernel = promote_dtype(x, self.param("kernel", resnet.kaiming_fan_out, shape), dtype=self.dtype)
-        pad = self.dilation * (self.kernel // 2)
-        return jax.lax.conv_general_dilated(
-            x,
-            kernel,
-            (self.stride, self.stride),
-            ((pad, pad), (pad, pad)),
-            rhs_dilation=(self.dilation, self.dilation),
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
+        if self.kernel > 1:
+            return super().__call__(x)
+        kernel = self.param("kernel", resnet.kaiming_fan_out, (1, 1, x.shape[-1], self.channels))
+        x, kernel = promote_dtype(x, kernel, dtype=self.dtype)
+        strides, layout = (self.stride, self.stride), ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(x, kernel, strides, "VALID", dimension_numbers=layout)
 
 
 def rematerialised() -> Any:
     """Every residual block is run forward again in the backward pass."""
     encoders = {name: partial(f.func, f.args[0], nn.remat(f.args[1])) for name, f in ENCODERS.items()}
     return mock.patch.dict(ENCODERS, encoders)
+
+
+def pooling_as_on_cpu() -> Any:
+    """The pooling's gradient goes to the place of the maximum on every platform; the other gradients stay theirs."""
+    by_platform = cpu_gradients.on_cpu
+
+    def chosen(quick: Callable, plain: Callable, *arrays: jax.Array) -> jax.Array:
+        ours = quick is cpu_gradients._to_the_chosen
+        return quick(*arrays) if ours else by_platform(quick, plain, *arrays)
+
+    return mock.patch.object(cpu_gradients, "on_cpu", chosen)
 
 
 CHANGES: dict[str, Callable[[], Any]] = {
@@ -66,6 +72,7 @@ CHANGES: dict[str, Callable[[], Any]] = {
     "gradients as XLA writes them on CPU": lambda: mock.patch.object(
         cpu_gradients, "on_cpu", lambda quick, plain, *arrays: plain(*arrays)
     ),
+    "pooling's gradient as on CPU": pooling_as_on_cpu,
     "state not donated": nullcontext,
 }
 PARTS = (2, 4)
@@ -94,10 +101,14 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     job = make_job(options)
     options.tiles = options.tiles or 8
     programs = {AS_IT_IS: compiled_step(job, options.tiles)}
-    for name, change in CHANGES.items():
+
+    def asked(name: str) -> bool:
+        return any(word in name for word in options.only.split(","))
+
+    for name, change in filter(lambda item: asked(item[0]), CHANGES.items()):
         with change():
             programs[name] = compiled_step(make_job(options), options.tiles, donate=name != "state not donated")
-    for parts in PARTS:
+    for parts in filter(lambda parts: asked(f"{parts} micro-batches"), PARTS):
         of_parts = make_job(argparse.Namespace(**vars(options) | {"micro_batches": parts}))
         programs[f"{parts} micro-batches"] = compiled_step(of_parts, options.tiles)
     base = contents(programs[AS_IT_IS])
@@ -135,6 +146,7 @@ def main(arguments: list[str] | None = None) -> None:
     add_options(parser)
     parser.add_argument("--tiles", type=int, default=0, help="tiles in a batch, two views of each; 0: 8")
     parser.add_argument("--rounds", type=int, default=5, help="timed rounds over all variants")
+    parser.add_argument("--only", default="", help="variants with one of these words in their names, with commas")
     parser.add_argument("--json", type=Path, help="also write the numbers here")
     options = parser.parse_args(arguments)
     found = measure(options)

@@ -9,6 +9,7 @@ import zlib
 from contextlib import nullcontext
 from functools import partial
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,7 +18,7 @@ import pytest
 from benchmarks import parts, scale, step, timing, variants
 from benchmarks.job import make_job
 from grass_jax import build
-from grass_jax.models import ENCODERS
+from grass_jax.models import ENCODERS, resnet
 from grass_jax.models.resnet import BasicBlock, ResNet
 
 TINY = ["--model=resnet18", "--width=4", "--size=32", "--tiles=4"]
@@ -185,15 +186,46 @@ def test_a_worker_counts_what_devices_send(capsys):
 
 
 def test_variants_are_held_against_the_step_and_one_that_changes_nothing_is_not_timed(monkeypatch, capsys):
-    monkeypatch.setattr(variants, "PARTS", ())
     chosen = ("1x1 convolutions as convolutions", "gradients as XLA writes them on CPU", "state not donated")
-    changes = {name: variants.CHANGES[name] for name in chosen} | {"nothing at all": nullcontext}
-    monkeypatch.setattr(variants, "CHANGES", changes)
-    variants.main([*TINY, "--tiles=8", "--rounds=1"])
+    monkeypatch.setitem(variants.CHANGES, "nothing at all", nullcontext)
+    variants.main([*TINY, "--tiles=8", "--rounds=1", "--only=1x1,XLA,not donated,nothing"])
     rows = {row[0]: row[1:] for row in cells(capsys.readouterr().out)}
     assert rows.pop("nothing at all") == ["the same program", "", ""]
     assert rows["as it is"][1] == "1.000 (1.000 to 1.000)"
     assert set(rows) == {"as it is", *chosen}
+
+
+def gradient_program(layer, size, platform):
+    """The program of a layer's gradients on another platform than this machine's, before it is compiled there."""
+    x = jnp.zeros((2, size, size, 4))
+    variables = layer.init(jax.random.key(0), x)
+    gradient = jax.grad(lambda variables, x: layer.apply(variables, x).sum(), argnums=(0, 1))
+    return jax.jit(gradient).trace(variables, x).lower(lowering_platforms=(platform,)).as_text()
+
+
+@pytest.mark.parametrize(("kernel", "same"), [(1, False), (3, True)])
+def test_the_variant_of_1x1_convolutions_changes_no_others(kernel, same):
+    ours, other = (cls(8, kernel, stride=2) for cls in (resnet.Conv, variants.AsConvolution))
+    programs = [gradient_program(layer, 9, "cpu") for layer in (ours, other)]
+    assert (programs[0] == programs[1]) == same
+    x = jnp.arange(2.0 * 9 * 9 * 4).reshape(2, 9, 9, 4)
+    variables = ours.init(jax.random.key(0), x)
+    np.testing.assert_allclose(ours.apply(variables, x), other.apply(variables, x), rtol=1e-5)
+
+
+def test_the_variant_of_the_pooling_changes_it_on_other_platforms_and_nothing_else():
+    class Layers(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return resnet.max_pool(resnet.Conv(4, 3)(resnet.Conv(4, 1)(x)))
+
+    with variants.CHANGES["pooling's gradient as on CPU"]():
+        programs = [gradient_program(Layers(), 8, "cuda")]
+    programs += [gradient_program(Layers(), 8, platform) for platform in ("cuda", "cpu")]
+    counts = [[text.count(name) for name in ("select_and_scatter", "convolution(", "dot_general")] for text in programs]
+    assert counts[0] == [0, *counts[1][1:]]
+    assert [count[0] for count in counts] == [0, 1, 0]
+    assert counts[1][1:] != counts[2][1:]  # where all gradients are as on CPU
 
 
 def test_a_state_that_is_not_donated_takes_more_memory():

@@ -23,8 +23,8 @@ class Conv(nn.Module):
     """A convolution without bias, padded by `dilation * (kernel // 2)` on every side as torchvision pads.
 
     A 1x1 convolution is written as a matrix product: XLA on CPU takes several times longer for the weight gradient of
-    the convolution, and on accelerators the two compile to the same thing. What else is slow there has its own code
-    in `cpu_gradients`.
+    the convolution. On NVIDIA the product is a GEMM and the convolution a call of cuDNN. What else is slow on CPU has
+    its own code in `cpu_gradients`.
     """
 
     channels: int
