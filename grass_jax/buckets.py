@@ -140,12 +140,23 @@ def is_folder(path: str | os.PathLike) -> bool:
     return bool(scheme_of(path)) or Path(path).expanduser().is_dir()
 
 
-def move_folder(folder: Path, to: Path) -> None:
-    """Moves a folder within this machine or within a bucket, where its files move one by one."""
+def move_folder(folder: Path, to: Path) -> Path:
+    """Moves a folder within this machine or within a bucket, where its files move one by one.
+
+    Args:
+        folder: what is moved.
+        to: its new name; it gets `_again` at its end where something has it already.
+
+    Returns:
+        The new name.
+    """
+    while to.exists():
+        to = to.with_name(f"{to.name}_again")
     if scheme_of(folder):
         filesystem(folder).mv(os.fspath(folder), os.fspath(to), recursive=True)
     else:
         folder.rename(to)
+    return to
 
 
 def cache_folder() -> Path:

@@ -237,9 +237,9 @@ def test_a_damaged_checkpoint_is_skipped_and_its_step_saved_again(folder, caplog
         assert (step, float(found["a"][0, 0])) == (2, 2.0)
 
 
-def sent_by_hand(folder, *steps, **settings):
+def sent_by_hand(folder, *steps):
     """A `CopiedCheckpoints` with made-up steps in its folder."""
-    copies = CopiedCheckpoints(f"{folder}/checkpoints", **settings)
+    copies = CopiedCheckpoints(f"{folder}/checkpoints")
     for step in steps:
         (copies.folder / str(step)).mkdir()
         (copies.folder / str(step) / "_CHECKPOINT_METADATA").write_text(str(step))
@@ -267,16 +267,68 @@ def test_a_step_counts_once_it_has_arrived_whole(scheme, folder):
 
 def test_checkpoints_that_cannot_be_sent_stay_on_this_machine(scheme, folder, monkeypatch, caplog):
     only_s3(scheme)
-    copies = sent_by_hand(folder, 1, patience=0.05, pause=0.01)
+    copies = sent_by_hand(folder, 1)
     with monkeypatch.context() as patch:
         patch.setattr(copies, "_files", None)
         copies.close()
     assert (copies.folder / "1").is_dir()
     assert len([text for text in caplog.messages if "takes no checkpoint" in text]) == 1
-    again = CopiedCheckpoints(f"{folder}/checkpoints")
-    assert "could not send its checkpoint of step 1" in caplog.text
-    assert (again.folder.with_name("unsent") / "1").is_dir()
-    again.close()
+
+
+def test_a_session_goes_on_from_what_an_earlier_one_could_not_send(scheme, folder, monkeypatch):
+    """Which was killed; it had kept on this machine what is newer than all that the bucket has."""
+    only_s3(scheme)
+    with Checkpoints(folder) as checkpoints:
+        checkpoints.save_surely(1, jax.device_put(state(1), everywhere()))
+    killed = Checkpoints(folder)
+    failing(monkeypatch, killed, 99)
+    for step in (2, 3, 4):
+        killed.save(step, jax.device_put(state(step), everywhere()))
+    killed.wait()
+    killed._manager.close()
+    assert kept_steps(folder) == [1]
+    with Checkpoints(folder) as checkpoints:
+        assert kept_steps(folder) == [1, 3, 4]  # at once
+        step, found = checkpoints.go_on(lambda: state(0.0), everywhere())
+        assert step == 4
+        jax.tree.map(np.testing.assert_array_equal, found, state(4))
+        checkpoints.save(5, found)
+    assert kept_steps(folder) == [4, 5]
+    assert not checkpoints._folder.parent.exists()
+
+
+def test_what_a_run_could_not_send_at_all_is_sent_unless_it_has_been_deleted(scheme, folder):
+    only_s3(scheme)
+    write_json(f"{folder}/config.json", {})
+    sent_by_hand(folder, 1)
+    sent_by_hand(folder)
+    assert kept_steps(folder) == [1]
+    filesystem(folder).rm(f"{folder}/checkpoints", recursive=True)
+    copies = sent_by_hand(folder)
+    assert list(copies.folder.iterdir()) == []
+    assert (copies.folder.with_name("unsent") / "1").is_dir()
+    assert copies.latest == 0
+
+
+def test_what_could_not_be_sent_is_kept_aside_where_the_bucket_has_changed(
+    scheme, folder, monkeypatch, tmp_path, caplog
+):
+    """By a session on another machine, or because the run was deleted there and begun anew."""
+    only_s3(scheme)
+    for first in (1, 3):
+        copies = sent_by_hand(folder, first)
+        copies.send()
+        (copies.folder / "9").mkdir()  # and the machine goes
+        with monkeypatch.context() as patch:
+            patch.setenv("XDG_CACHE_HOME", str(tmp_path))
+            sent_by_hand(folder, first + 1).close()
+        copies = CopiedCheckpoints(f"{folder}/checkpoints")
+        assert copies.latest == first + 1
+        assert f"could not send its checkpoint of step 9, now in {copies.folder.with_name('unsent')}" in caplog.text
+    assert (copies.folder.with_name("unsent") / "9").is_dir()
+    assert (copies.folder.with_name("unsent_again") / "9").is_dir()
+    assert steps_in_bucket(f"{folder}/checkpoints") == [1, 2, 3, 4]
+    copies.close()
 
 
 def failing(monkeypatch, checkpoints, times):
@@ -310,9 +362,9 @@ def test_the_last_state_is_sent_again_until_the_bucket_takes_it(scheme, folder, 
         checkpoints.save_surely(1, jax.device_put(state(1), everywhere()), pause=7, sleep=waited.append)
         assert (waited, len(tried), kept_steps(folder)) == ([7, 7], 3, [1])
     checkpoints = Checkpoints(folder)
-    monkeypatch.setattr(checkpoints._copies, "_patience", 0)
     failing(monkeypatch, checkpoints, 99)
-    with pytest.raises(SaveError, match=rf"saved in {folder}/checkpoints: .* goes on from step 1\.$"), checkpoints:
+    where = rf"in {folder}/checkpoints: .* from step 2 on this machine, and from step 1 on another\.$"
+    with pytest.raises(SaveError, match=where), checkpoints:
         checkpoints.save_surely(2, jax.device_put(state(2), everywhere()), patience=0)
 
 

@@ -6,14 +6,15 @@ A step in the bucket counts once its mark is there, which is written last and re
 import hashlib
 import shutil
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from absl import logging
 
-from grass_jax.buckets import cache_folder, filesystem, scheme_of
+from grass_jax.buckets import cache_folder, filesystem, move_folder, scheme_of
+from grass_jax.report.log import write_json
+from grass_jax.report.records import read_record
 
 MARK = "whole.txt"
 
@@ -21,26 +22,36 @@ MARK = "whole.txt"
 class CopiedCheckpoints:
     """A folder of checkpoints on this machine that is copied to a bucket, beginning with what is there.
 
+    What an earlier session on this machine could not send is gone on from, too, unless the bucket has changed since.
+
     Args:
         remote: `s3://bucket/run/checkpoints`.
-        patience: seconds for which `close` tries again where the bucket does not answer.
-        pause: seconds between two tries.
 
     Attributes:
         remote: the folder in the bucket.
-        folder: on this machine; what an earlier session left in it is replaced.
+        folder: on this machine.
         failing: whether the bucket lacks what the folder holds.
     """
 
-    def __init__(self, remote: str, *, patience: float = 300.0, pause: float = 10.0):
-        self.remote, self._files, self._patience, self._pause = remote, filesystem(remote), patience, pause
-        self.folder = cache_folder() / hashlib.sha256(remote.encode()).hexdigest()[:16] / "checkpoints"
-        self.failing, sent = False, steps_in_bucket(remote)
-        self._keep_unsent(sent[-1] if sent else 0)
-        self.folder.mkdir(parents=True)
+    def __init__(self, remote: str):
+        self.remote, self._files, self.failing = remote, filesystem(remote), False
+        home = cache_folder() / hashlib.sha256(remote.encode()).hexdigest()[:16]
+        self.folder, self._record, arriving = home / "checkpoints", home / "sent.json", home / "arriving"
+        shutil.rmtree(arriving, ignore_errors=True)
+        for step in (sent := steps_in_bucket(remote)):
+            _fetch(remote, step, arriving)
+        self._sent = {step: _version(arriving / str(step)) for step in sent}
+        unsent = self._unsent()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for path in self.folder.iterdir():
+            if path.name not in unsent:
+                shutil.rmtree(path, ignore_errors=True)
         for step in sent:
-            _fetch(remote, step, self.folder)
-        self._sent = {step: self._version(step) for step in sent}
+            (arriving / str(step)).rename(self.folder / str(step))
+        shutil.rmtree(arriving, ignore_errors=True)
+        self._note()
+        if unsent:
+            self.send()
 
     @property
     def latest(self) -> int:
@@ -67,20 +78,17 @@ class CopiedCheckpoints:
 
     def close(self) -> None:
         """Sends what is left, and removes the copies of this machine; keeps them where the bucket does not answer."""
-        began = time.monotonic()
         self.send()
-        while self.failing and time.monotonic() - began < self._patience:
-            time.sleep(self._pause)
-            self.send()
         if self.failing:
             logging.warning("%s has not taken the newest checkpoints: they are in %s.", self.remote, self.folder)
         else:
             shutil.rmtree(self.folder, ignore_errors=True)
             with suppress(OSError):  # it may hold what was damaged
+                self._record.unlink(missing_ok=True)
                 self.folder.parent.rmdir()
 
     def _send(self) -> None:
-        here = {int(path.name): self._version(int(path.name)) for path in self.folder.iterdir() if path.name.isdigit()}
+        here = {int(path.name): _version(path) for path in self.folder.iterdir() if path.name.isdigit()}
         for step in sorted(step for step in here if self._sent.get(step) != here[step]):
             self._remove(step)  # one that was damaged, or what an upload that was cut short has left
             for path in (self.folder / str(step)).rglob("*"):
@@ -88,34 +96,41 @@ class CopiedCheckpoints:
                     self._files.put_file(str(path), f"{self.remote}/{path.relative_to(self.folder).as_posix()}")
             self._files.pipe_file(f"{self.remote}/{step}/{MARK}", b"All files of this step are here.\n")
             self._sent[step] = here[step]
+            self._note()
         for step in sorted(set(self._sent) - set(here)):
             self._remove(step)
 
     def _remove(self, step: int) -> None:
-        self._sent.pop(step, None)
         if self._files.exists(f"{self.remote}/{step}/{MARK}"):
             self._files.rm_file(f"{self.remote}/{step}/{MARK}")
         if self._files.exists(f"{self.remote}/{step}"):
             self._files.rm(f"{self.remote}/{step}", recursive=True)
+        if self._sent.pop(step, None):
+            self._note()
 
-    def _version(self, step: int) -> bytes:
-        """What tells a step from one that is saved under its number later."""
-        try:
-            return (self.folder / str(step) / "_CHECKPOINT_METADATA").read_bytes()
-        except OSError:
-            return b""
+    def _note(self) -> None:
+        """Remembers what the bucket holds, for the next session on this machine."""
+        write_json(self._record, self._sent)
 
-    def _keep_unsent(self, newest: int) -> None:
-        left = [int(path.name) for path in self.folder.glob("*") if path.name.isdigit()]
-        if max(left, default=0) > newest:
-            unsent = self.folder.with_name("unsent")
-            shutil.rmtree(unsent, ignore_errors=True)
-            self.folder.rename(unsent)
-            logging.warning(
-                "An earlier session could not send its checkpoint of step %d, now in %s: going on from step %d of %s.",
-                *(max(left), unsent, newest, self.remote),
-            )
-        shutil.rmtree(self.folder, ignore_errors=True)
+    def _unsent(self) -> list[str]:
+        """Names of the steps of an earlier session that the bucket is to get; moved aside where it is not as left."""
+        newest = self.latest
+        left = [path.name for path in self.folder.glob("*") if path.name.isdigit() and int(path.name) > newest]
+        if not left:
+            return []
+        known, last = read_record(self._record), max(map(int, left))
+        as_left = all(known.get(str(step)) == version for step, version in self._sent.items())
+        if not self._sent:  # a run that none has arrived of yet, or one that was deleted there
+            as_left = not known and self._files.exists(f"{self.remote.rpartition('/')[0]}/config.json")
+        if as_left:
+            logging.warning("%s did not get what %s holds, up to step %d: sending it.", self.remote, self.folder, last)
+            return left
+        logging.warning(
+            "%s has changed since an earlier session could not send its checkpoint of step %d, now in %s: going on "
+            "from step %d.",
+            *(self.remote, last, move_folder(self.folder, self.folder.with_name("unsent")), newest),
+        )
+        return []
 
 
 def steps_in_bucket(remote: str) -> list[int]:
@@ -140,8 +155,17 @@ def readable(checkpoints: Path, step: int) -> Iterator[Path]:
 def _fetch(remote: str, step: int, folder: Path) -> None:
     files = filesystem(remote)
     above = files._strip_protocol(remote)
+    (folder / str(step)).mkdir(parents=True)
     for path in files.find(f"{remote}/{step}"):
         own = folder / path.removeprefix(above).lstrip("/")
         if own.name != MARK:
             own.parent.mkdir(parents=True, exist_ok=True)
             files.get_file(path, str(own))
+
+
+def _version(folder: Path) -> str:
+    """What tells a step from one that is saved under its number later."""
+    try:
+        return hashlib.sha256((folder / "_CHECKPOINT_METADATA").read_bytes()).hexdigest()
+    except OSError:
+        return "damaged"

@@ -136,9 +136,10 @@ class Checkpoints:
                 began = clock()
                 logging.warning("It is the last state of this session: trying again for %g minutes.", patience / 60)
             if anywhere(clock() - began >= patience):
-                folder, newest = self._folder, self.latest or 0
+                folder, newest = self._folder, str(self.latest or 0)
                 if self._copies is not None:
-                    folder, newest = self._copies.remote, self._copies.latest
+                    folder = self._copies.remote
+                    newest += f" on this machine, and from step {self._copies.latest} on another"
                 raise SaveError(
                     f"The state after step {step} could not be saved in {folder}: make room there, or mend the way to "
                     f"it; the same command goes on from step {newest}."
@@ -262,9 +263,7 @@ class Checkpoints:
             aside = self._folder.parent / ASIDE / str(step)
             if jax.process_index() == 0:
                 aside.parent.mkdir(exist_ok=True)
-                while aside.exists():
-                    aside = aside.with_name(f"{aside.name}_again")
-                move_folder(self._folder / str(step), aside)
+                aside = move_folder(self._folder / str(step), aside)
             logging.warning(
                 "The checkpoint of step %d cannot be read (%s) and is now %s: going on from step %d.",
                 *(step, why, aside, sound),
