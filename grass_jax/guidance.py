@@ -127,7 +127,9 @@ def guide(
     size, own_stats = views.shape[-2], state.stats
     if hp.size:
         views = views.astype(jnp.promote_types(views.dtype, jnp.float32))
-        views = jax.image.resize(views, (*views.shape[:2], hp.size, hp.size, views.shape[-1]), "linear")
+        shape = (*views.shape[:2], hp.size, hp.size, views.shape[-1])
+        # HIGH: as in the augmentation, whose views these are
+        views = jax.image.resize(views, shape, "linear", precision=jax.lax.Precision.HIGH)
     if hp.encoder == "random":
         state = _random_state(state, views, method)
     maps, loss, stats = _maps(state, views, method.targets(state, views, geometry), method, hp)

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from grass_jax.checkpoints.fingerprint import inspect
 from grass_jax.checkpoints.saving import Checkpoints
 from grass_jax.data.faults import Replaced
+from grass_jax.report.input_wait import InputWait
 from grass_jax.report.log import MetricsLog
 from grass_jax.report.progress import Progress
 from grass_jax.sharding import global_batch, replicated
@@ -132,7 +133,8 @@ def train(
             logging.info("Resuming after step %d of %d.", start, end)
         state = jax.device_put(task.init(), replicated(mesh)) if begun is None else begun
         watch = Watch(signals, save_after=60 * checkpoint_minutes, start=start)
-        report = _Report(task, log, progress, log_every)
+        wait = InputWait(advise=first)
+        report = _Report(task, log, progress, wait, log_every)
         if not start:
             run_hooks([hook for hook in task.hooks if hook.at_start], task.phases[0], 0, state, task, log)
         for phase in task.phases:
@@ -140,7 +142,7 @@ def train(
                 continue
             step = compile_step(phase.step, mesh)
             begin = max(start, phase.begin)
-            for i, batch in enumerate(task.batches(begin, phase.end), begin):
+            for i, batch in enumerate(wait.over(task.batches(begin, phase.end)), begin):
                 state, metrics = step(state, global_batch(batch, mesh), jax.random.fold_in(key, i))
                 report.late(phase, i + 1, metrics)
                 checkpoints.poll()
@@ -195,8 +197,8 @@ def phases_of(names: Sequence[str], steps: Sequence[Callable], ends: Sequence[in
 class _Report:
     """Fetches the metrics of a step when the next one is on its way, and passes them on."""
 
-    def __init__(self, task: Task, log: MetricsLog, progress: Progress, every: int):
-        self._task, self._log, self._progress, self._every = task, log, progress, every
+    def __init__(self, task: Task, log: MetricsLog, progress: Progress, wait: InputWait, every: int):
+        self._task, self._log, self._progress, self._wait, self._every = task, log, progress, wait, every
         self._waiting: tuple[Phase, int, dict[str, jax.Array]] | None = None
 
     def late(self, phase: Phase, step: int, metrics: dict[str, jax.Array]) -> None:
@@ -219,6 +221,7 @@ class _Report:
                 phase=phase.name,
                 learning_rate=self._task.schedule[step - 1],
                 images_per_second=self._progress.images_per_second,
+                input_wait=self._wait.share(),
                 **metrics,
             )
         if not np.isfinite([metrics["loss"], metrics["gradient_norm"]]).all():

@@ -58,7 +58,15 @@ def test_the_job_leaves_everything_a_person_looks_at(finished):
     assert [record["step"] for record in records] == list(range(1, 13))
     assert [record["phase"] for record in records] == ["warmup"] * 6 + ["gs"] * 6
     assert records[-1]["epoch"] == 4
-    common = {"loss", "learning_rate", "images_per_second", "gradient_norm", "embedding_std", "mean_cosine"}
+    common = {
+        "loss",
+        "learning_rate",
+        "images_per_second",
+        "input_wait",
+        "gradient_norm",
+        "embedding_std",
+        "mean_cosine",
+    }
     assert common <= records[0].keys()
     assert common | {"loss_before", "box_area", "whole_boxes", "fallback"} <= records[-1].keys()
     assert summary == json.loads((workdir / "summary.json").read_text())
@@ -110,7 +118,7 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(finished, tiny, tmp_path,
         np.testing.assert_array_equal(actual, expected)
     timeless = [
         [
-            {k: v for k, v in json.loads(line).items() if k != "images_per_second"}
+            {k: v for k, v in json.loads(line).items() if k not in ("images_per_second", "input_wait")}
             for line in (workdir / "metrics.jsonl").read_text().splitlines()
         ]
         for workdir in (finished[0], tmp_path)

@@ -16,7 +16,7 @@ from grass_jax.models.resnet import Bottleneck
 ELSEWHERE = ("task", "name", "preset", "data", "bands", "model", "init", "phases", "evaluate", "probe", "log")
 ELSEWHERE += ("checkpoint", "compilation_cache", "init_prefix", "init_ignore", "init_step")
 # what a run records of single areas and of its course, not of the weights
-UNTOLD = {"area_miou", "learning_rate", "images_per_second"}
+UNTOLD = {"area_miou", "learning_rate", "images_per_second", "input_wait"}
 AUTHOR = "Trained with grass_jax"
 # strides and dilations of the stages in mmsegmentation
 STAGES = {16: ((1, 2, 2, 1), (1, 1, 1, 2)), 8: ((1, 2, 1, 1), (1, 1, 2, 4))}
