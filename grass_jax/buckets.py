@@ -96,31 +96,35 @@ def existing(path: str | os.PathLike) -> Path:
 
 
 def open_workdir(workdir: str | os.PathLike) -> Path:
-    """The folder of a run that is to be written to.
+    """The folder of a run that is to be written to: something is written to see whether that works.
 
     Args:
-        workdir: on this machine or in a bucket, where something is written to see whether that works.
+        workdir: on this machine, where it is not made yet, or in a bucket.
 
     Returns:
         Its path.
 
     Raises:
-        ConfigError: it is in a bucket and cannot be written to, or not by several processes.
+        ConfigError: it cannot be written to, or it is in a bucket and not for several processes.
     """
     try:
-        found = place(workdir)
-        if not scheme_of(workdir):
-            return found
+        found = there = place(workdir)
         if scheme_of(workdir) == "s3" and jax.process_count() > 1:
             raise ConfigError(
                 f"--workdir={workdir} is for one process: several share a gs:// workdir or a disk that all of them see."
             )
-        probe = found / f".written_by_process_{jax.process_index()}"
         with answering(workdir):
+            while not (scheme_of(workdir) or there.exists()):
+                there = there.parent
+            probe = there / f".written_by_process_{jax.process_index()}"
             probe.write_bytes(b"")
-            probe.unlink()
+            probe.unlink(missing_ok=True)  # another run may begin beside this one
     except BucketError as error:
         raise ConfigError(f"--workdir: {error}") from error
+    except OSError as error:
+        raise ConfigError(
+            f"--workdir={workdir} cannot be written to ({error.strerror or error}): give a folder that can."
+        ) from error
     return found
 
 

@@ -98,6 +98,17 @@ def test_what_is_no_place_or_lacks_its_library_is_one_sentence(monkeypatch):
         open_workdir("s3://runs")
 
 
+def test_a_workdir_that_cannot_be_written_to_is_one_sentence(tmp_path):
+    (tmp_path / "file").touch()
+    for workdir in (tmp_path / "file", tmp_path / "file" / "runs" / "a"):
+        with pytest.raises(ConfigError, match=rf"^--workdir={workdir} cannot be written to \(Not a directory\): give"):
+            open_workdir(workdir)
+    with pytest.raises(ConfigError, match=r"\(Read-only file system|\(No such file|\(Permission denied"):
+        open_workdir("/proc/grass_jax/run")
+    assert open_workdir(tmp_path / "runs" / "a") == tmp_path / "runs" / "a"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]  # a mistake found later leaves nothing behind
+
+
 def test_a_bucket_that_does_not_answer_is_one_sentence(monkeypatch):
     class Silent(type(Path())):
         def exists(self):

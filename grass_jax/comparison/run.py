@@ -11,7 +11,7 @@ from absl import logging
 
 from grass_jax import pretrain
 from grass_jax.bands import Bands
-from grass_jax.buckets import on_this_machine
+from grass_jax.buckets import on_this_machine, open_workdir
 from grass_jax.build import build_method
 from grass_jax.checkpoints.resume import begun_with
 from grass_jax.checkpoints.saving import ResumeError
@@ -66,7 +66,8 @@ def run(config: Any, workdir: str | Path) -> str | None:
         ResumeError: a run of it has begun with other settings.
     """
     check(config)
-    workdir, config = on_this_machine(workdir, "--workdir of a comparison"), config.copy_and_resolve_references()
+    workdir = open_workdir(on_this_machine(workdir, "--workdir of a comparison"))
+    config = config.copy_and_resolve_references()
     on_this_machine(config.data.path, "config.data.path of a comparison")
     arms, first = chosen_arms(config), jax.process_index() == 0
     for name in dict.fromkeys([*(arm.trunk for arm in arms.values() if arm.trunk), *arms]):
