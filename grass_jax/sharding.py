@@ -102,17 +102,19 @@ def agree(digest: str, what: str) -> None:
         )
 
 
-def in_all(work: Callable[[], Result]) -> Result:
+def in_all(work: Callable[[], Result], kind: type[Exception] = ConfigError) -> Result:
     """Does something that may fail in one process alone, such as opening its host's files; then it fails in all.
 
     Args:
         work: what each process does; it must not wait for the others.
+        kind: of error in the others.
 
     Returns:
         What `work` returns.
 
     Raises:
-        ConfigError: another process has failed; names it and repeats its message. In that process its own error.
+        ConfigError, or `kind`: another process has failed; names it and repeats its message. In that process its own
+            error.
     """
     if jax.process_count() == 1:
         return work()
@@ -127,7 +129,7 @@ def in_all(work: Callable[[], Result]) -> Result:
         raise failed
     for process, message in enumerate(found):
         if message.any():
-            raise ConfigError(f"Process {process}: {bytes(message[message > 0]).decode(errors='ignore')}")
+            raise kind(f"Process {process}: {bytes(message[message > 0]).decode(errors='ignore')}")
     return cast(Result, result)
 
 
@@ -148,6 +150,11 @@ def read_by_first(read: Callable[[], Any]) -> Any:
     own = in_all(lambda: json.dumps(read()).encode() if jax.process_index() == 0 else b"")
     length = int(sum_over_processes(np.array([len(own)], np.int64))[0])
     return json.loads(_gather(np.frombuffer(own.ljust(length, b"\0"), np.uint8))[0].tobytes())
+
+
+def as_in_first(tree: Any) -> Any:
+    """The first process's arrays in every process, for what each has computed alone; of the same shapes in all."""
+    return tree if jax.process_count() == 1 else jax.tree.map(lambda own: _gather(own)[0], tree)
 
 
 def _gather(own: np.ndarray) -> np.ndarray:

@@ -22,6 +22,8 @@ import json, sys
 import jax, numpy as np
 from grass_jax.config import ConfigError
 from grass_jax.joining import failing_at_once
+from grass_jax.data.faults import DataError
+from grass_jax.segment.probe import fit_probe
 from grass_jax.sharding import agree, in_all, initialize, sum_over_processes
 
 def told(work):
@@ -35,6 +37,11 @@ def open_images():
         raise FileNotFoundError("no images here")
     return "opened"
 
+def head(tiles):
+    rng = np.random.default_rng(me)  # each has read other pixels
+    pairs = [{"image": rng.normal(size=(4, 4, 3)), "mask": np.arange(16).reshape(4, 4) % 2} for _ in range(tiles)]
+    return fit_probe(lambda images: images, pairs, 2, l2=1.0)["classifier"]["conv"]["bias"].tolist()
+
 with failing_at_once():
     initialize(seconds=float(sys.argv[2]))
     me = jax.process_index()
@@ -44,6 +51,9 @@ with failing_at_once():
         "other": told(lambda: agree("ab"[me], "The configuration")),
         "fails": told(lambda: in_all(open_images)),
         "works": told(lambda: in_all(lambda: me)),
+        "unread": told(lambda: in_all(open_images, DataError)),
+        "head": told(lambda: head(2 - me)),
+        "no head": told(lambda: head(1 - me)),
     }
     with open(sys.argv[1] + str(me), "w") as file:
         json.dump(found, file)
@@ -89,6 +99,11 @@ def test_slurm_tasks_join_agree_and_fail_together(tmp_path):
     assert first["fails"] == "ConfigError: Process 1: no images here"
     assert second["fails"] == "FileNotFoundError: no images here"
     assert (first["works"], second["works"]) == (0, 1)
+    assert first["unread"] == "DataError: Process 1: no images here"
+    assert first["head"] == second["head"]
+    assert len(first["head"]) == 2
+    assert first["no head"].startswith("DataError: Process 1: None of the tiles")
+    assert second["no head"].startswith("DataError: None of the tiles")
 
 
 def test_a_slurm_task_without_the_others_ends_with_a_sentence(tmp_path):

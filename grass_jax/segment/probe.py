@@ -16,6 +16,7 @@ from scipy.optimize import minimize
 
 from grass_jax.config import ConfigError
 from grass_jax.data.faults import DataError
+from grass_jax.sharding import as_in_first, in_all
 
 MOST_ITERATIONS = 1000
 BATCH = 32  # tiles encoded at once
@@ -106,7 +107,7 @@ def fit_probe(
     l2: float,
     devices: int = 1,
 ) -> dict[str, Any]:
-    """Fits a linear head on the features of labelled tiles.
+    """Fits a linear head on the features of labelled tiles; in a job every process calls it.
 
     Args:
         encode: see `encode_tiles`.
@@ -116,10 +117,18 @@ def fit_probe(
         devices: see `encode_tiles`.
 
     Returns:
-        The parameters of a `models.heads.LinearHead`.
+        The parameters of a `models.heads.LinearHead`, those of the first process in all of them.
+
+    Raises:
+        DataError: in every process; one of them has no tile.
     """
-    features, counts = encode_tiles(encode, tiles, classes, devices=devices)
-    return fit_head(features, counts, l2=l2)
+
+    def fit() -> dict[str, Any]:
+        features, counts = encode_tiles(encode, tiles, classes, devices=devices)
+        return fit_head(features, counts, l2=l2)
+
+    # each has read its own copy of the tiles, and compiled for itself: alike, but not always to the bit
+    return as_in_first(in_all(fit, DataError))
 
 
 def encode_tiles(
