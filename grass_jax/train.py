@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from grass_jax.checkpoints.fingerprint import inspect
 from grass_jax.checkpoints.saving import Checkpoints
-from grass_jax.data.faults import Replaced
+from grass_jax.data.faults import DataError, Replaced
 from grass_jax.report.input_wait import InputWait
 from grass_jax.report.log import MetricsLog
 from grass_jax.report.progress import Progress
@@ -35,8 +35,10 @@ class Hook(NamedTuple):
     """Something that looks at the state between two updates: a probe, a validation, a picture.
 
     Attributes:
-        run: (phase, step, state) -> numbers for the log; `step` updates have been done. Every process calls it.
-        every: steps between two calls; 0 calls it at the ends of phases alone, which always count.
+        run: (phase, step, state) -> numbers for the log; `step` updates have been done. Every process calls it, and a
+            DataError is raised in all of them.
+        every: steps between two calls; 0 calls it at the ends of phases alone, which always count. After the step that
+            a signal ends only hooks with `saves` or `with_saves` are called.
         at_start: also before the first step of the run, with the first phase and step 0. Such a hook needs nothing but
             a state, so that it can be run on the checkpoints of a run that has ended, too.
         saves: each call is followed by a checkpoint with its numbers.
@@ -158,6 +160,8 @@ def train(
                     finite, saved = inspect(state)
                     if not finite:
                         raise DivergedError(f"The state after step {i + 1} is not finite.")
+                    # who has sent a signal may wait half a minute: only what the checkpoint needs comes before it
+                    due = [hook for hook in due if hook.saves or hook.with_saves or not verdict.stop]
                     numbers = run_hooks(due, phase, i + 1, state, task, log)
                     if save:
                         log.flush()  # what the hooks have added
@@ -175,10 +179,16 @@ def train(
 def run_hooks(
     hooks: Sequence[Hook], phase: Phase, step: int, state: TrainState, task: Task, log: MetricsLog
 ) -> dict[str, float]:
-    """Runs hooks on the state after `step` updates, logs their numbers and returns them."""
+    """Runs hooks on the state after `step` updates, logs their numbers and returns them.
+
+    A hook whose data cannot be read gives none: what looks at a training does not end it. It raises in every process.
+    """
     numbers: dict[str, float] = {}
     for hook in hooks:
-        numbers |= hook.run(phase, step, state)
+        try:
+            numbers |= hook.run(phase, step, state)
+        except DataError as error:
+            logging.warning("After step %d nothing is measured: %s", step, error)
     if numbers:
         log.write(step, epoch=step / task.steps_per_epoch, phase=phase.name, **numbers)
     return numbers

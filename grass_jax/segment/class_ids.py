@@ -1,13 +1,16 @@
 """Class ids of whole scenes, by one head of a network or by several at once."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
 
+from grass_jax.data.faults import DataError
 from grass_jax.data.labelled import LabelledScene, OpenedScene
+from grass_jax.data.rasters import reason
 from grass_jax.segment.model import Forward
 from grass_jax.segment.windows import PANEL, sliding
 
@@ -35,6 +38,9 @@ def predict_scenes(
 
     Yields:
         number, open scene and (heads, h, w) uint8 class ids of each.
+
+    Raises:
+        DataError: a scene cannot be read, now or when its labels are asked for.
     """
     devices = len(jax.local_devices())
     opened: dict[int, OpenedScene] = {}
@@ -44,7 +50,7 @@ def predict_scenes(
         def opening() -> Iterator[OpenedScene]:
             for i, scene in enumerate(scenes):
                 stacks[i] = everything.enter_context(contextlib.ExitStack())
-                opened[i] = stacks[i].enter_context(scene.open())
+                opened[i] = _opened(scene, stacks[i])
                 yield opened[i]
 
         current, predictions = -1, np.zeros((heads, 0, 0), np.uint8)
@@ -61,6 +67,22 @@ def predict_scenes(
                 predictions[:, y, columns] = _largest(row, heads)
         if current >= 0:
             yield current, opened.pop(current), predictions
+
+
+def _opened(scene: LabelledScene, stack: contextlib.ExitStack) -> OpenedScene:
+    """The scene, open as long as the stack; what goes wrong when it is read is a DataError that names it."""
+
+    def read(part: Callable[..., Any], *rows: int) -> Any:
+        try:
+            return part(*rows)
+        except (MemoryError, DataError):
+            raise
+        except Exception as error:  # decoders answer a broken file with anything
+            why = f"{scene.name} cannot be read ({reason(error)}): mend it or bring its disk back."
+            raise DataError(why) from error
+
+    opened = read(lambda: stack.enter_context(scene.open()))
+    return opened._replace(rows=partial(read, opened.rows), mask=partial(read, opened.mask))
 
 
 def _largest(logits: np.ndarray, heads: int) -> np.ndarray:

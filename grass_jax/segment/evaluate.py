@@ -1,6 +1,7 @@
 """Scores a segmentation network on whole scenes: every pixel counts once, in one confusion matrix."""
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ from absl import logging
 
 from grass_jax.bands import RGB, Bands, picture
 from grass_jax.config import ConfigError
+from grass_jax.data.faults import DataError
 from grass_jax.data.labelled import LabelledScene, OpenedScene
 from grass_jax.data.labels import IGNORE
 from grass_jax.report import maps
@@ -20,8 +22,9 @@ from grass_jax.segment.class_ids import predict_scenes
 from grass_jax.segment.metrics import area_scores, make_confusion, scores
 from grass_jax.segment.model import Forward
 from grass_jax.segment.windows import PANEL
-from grass_jax.sharding import local_mesh, sum_over_processes
+from grass_jax.sharding import in_all, local_mesh, sum_over_processes
 
+PAUSE = 5.0  # seconds until scenes that could not be read are tried once more: a network disk comes back
 PICTURE = 512  # largest side of a crop of a scene that is kept for the panels, pixels
 BATCH_BYTES = 2**27  # of the logits of several heads, of the windows that are at once on the devices
 ROW_BYTES = 2**28  # of the same, of a row of windows that is being blended
@@ -111,6 +114,7 @@ def evaluate_heads(
 
     Raises:
         ConfigError: there is no scene, or no labelled pixel in them.
+        DataError: in every process; one of them cannot read a scene.
     """
     if not scenes:
         raise ConfigError("There is no scene to score: let config.data.test choose some.")
@@ -121,22 +125,27 @@ def evaluate_heads(
         panel = min(panel, max(window, ROW_BYTES // line))
     confusion = make_confusion(k, local_mesh())
     own = list(range(len(scenes)))[jax.process_index() :: jax.process_count()]
-    matrices, boundaries = np.zeros((heads, len(scenes), k, k), np.int64), np.zeros((heads, k, 4), np.int64)
-    kept: list[list[Picture]] = [[] for _ in range(heads)]
     shown = bool(title) and jax.process_index() == 0
     options: dict[str, Any] = {"window": window, "overlap": overlap, "batch_size": batch_size, "panel": panel}
-    with counter(total=len(own), desc=title, unit="scene", disable=not shown) as progress:
-        for index, opened, predictions in predict_scenes(forward, [scenes[i] for i in own], heads=heads, **options):
-            truth = opened.mask(0, opened.height)
-            for head, prediction in enumerate(predictions):
-                matrices[head, own[index]] = confusion(truth, prediction)
-                if boundary:
-                    boundaries[head] += boundary_counts(truth, prediction, k, boundary)
-            if len(kept[0]) < pictures:
-                crops = _pictures(scenes[own[index]].name, opened, truth, predictions, bands)
-                for its, crop in zip(kept, crops, strict=True):
-                    its.append(crop)
-            progress.update()
+
+    def score_own() -> tuple[np.ndarray, np.ndarray, list[list[Picture]]]:
+        matrices, boundaries = np.zeros((heads, len(scenes), k, k), np.int64), np.zeros((heads, k, 4), np.int64)
+        kept: list[list[Picture]] = [[] for _ in range(heads)]
+        with counter(total=len(own), desc=title, unit="scene", disable=not shown) as progress:
+            for index, opened, predictions in predict_scenes(forward, [scenes[i] for i in own], heads=heads, **options):
+                truth = opened.mask(0, opened.height)
+                for head, prediction in enumerate(predictions):
+                    matrices[head, own[index]] = confusion(truth, prediction)
+                    if boundary:
+                        boundaries[head] += boundary_counts(truth, prediction, k, boundary)
+                if len(kept[0]) < pictures:
+                    crops = _pictures(scenes[own[index]].name, opened, truth, predictions, bands)
+                    for its, crop in zip(kept, crops, strict=True):
+                        its.append(crop)
+                progress.update()
+        return matrices, boundaries, kept
+
+    matrices, boundaries, kept = _trying_twice(lambda: in_all(score_own, DataError))
     matrices, boundaries = sum_over_processes(matrices), sum_over_processes(boundaries)
     if not matrices.any():
         raise ConfigError(
@@ -150,6 +159,15 @@ def evaluate_heads(
         by_scene = {name: (s.group, matrix) for name, s, matrix in zip(names, scenes, each, strict=True)}
         evaluations.append(Evaluation(found, each.sum(0), by_scene, its))
     return evaluations
+
+
+def _trying_twice(read: Callable[[], Any]) -> Any:
+    try:
+        return read()
+    except DataError as error:
+        logging.warning("%s Trying once more.", error)
+    time.sleep(PAUSE)
+    return read()
 
 
 def _all_scores(

@@ -20,8 +20,9 @@ from grass_jax.buckets import open_workdir
 from grass_jax.build import build_optimizer, build_schedule
 from grass_jax.checkpoints.resume import refuse_other_processes, refuse_other_run
 from grass_jax.checkpoints.saving import Checkpoints
+from grass_jax.config import ConfigError
 from grass_jax.data.budget import write_labels
-from grass_jax.data.faults import Replaced, readable
+from grass_jax.data.faults import DataError, Replaced, readable
 from grass_jax.data.labelled import LabelledSet
 from grass_jax.data.loader import check_batch_size, fitting_batch_size, process_batches, steps_per_epoch
 from grass_jax.data.source import TileSource
@@ -81,7 +82,10 @@ def run(config: Any, workdir: str | Path) -> dict[str, Any] | None:
 
         def validate(phase: Phase, step: int, state: TrainState) -> dict[str, float]:
             del phase, step
-            return {VALIDATION: evaluate(forward(variables_of(state)), scenes, **shared).scores["miou"]}
+            try:
+                return {VALIDATION: evaluate(forward(variables_of(state)), scenes, **shared).scores["miou"]}
+            except ConfigError as error:  # each of these crops has a labelled pixel
+                raise DataError("None of the crops to validate on can be read: bring their disk back.") from error
 
         parts, validation = (config, source, network, init_key), validate if len(held) else None
         make_task = partial(segmentation_task, *parts, batch_size=batch_size, validate=validation)
@@ -122,9 +126,8 @@ def run(config: Any, workdir: str | Path) -> dict[str, Any] | None:
                     begun=state,
                 )
             except DivergedError as error:
-                raise DivergedError(
-                    f"{error} Lower config.schedule.peak and start again in another --workdir."
-                ) from None
+                advice = "Lower config.schedule.peak and start again in another --workdir."
+                raise DivergedError(f"{error} {advice}") from None
         checkpoints.wait()
         counted = checkpoints.best_step() or end
         state = checkpoints.restore(jax.eval_shape(task.init), sharding.replicated(mesh), counted)
@@ -154,9 +157,8 @@ def run(config: Any, workdir: str | Path) -> dict[str, Any] | None:
             log_scores("test", evaluation.scores)
     elif first:
         logging.warning("config.data.test chooses no scene, so nothing was scored.")
-    if not first:
-        return None
-    return finish(workdir, steps=end, tiles=len(source), seconds=time.monotonic() - began, more=found)
+    seconds = time.monotonic() - began
+    return finish(workdir, steps=end, tiles=len(source), seconds=seconds, more=found) if first else None
 
 
 class Prepared(NamedTuple):
@@ -245,7 +247,6 @@ def segmentation_task(
         class_weights=tuple(config.loss.class_weights) or None,
         train_encoder=config.encoder_rate > 0,
     )
-
     replaced = Replaced()
     return Task(
         init=partial(
@@ -291,9 +292,9 @@ def variables_of(state: TrainState) -> dict[str, Any]:
 
 def fit_linear_head(config: Any, state: TrainState, source: TileSource, classes: int) -> TrainState:
     """Fits the linear head on the frozen features of the labelled tiles; no loop, no learning rate."""
-    mesh = sharding.local_mesh()
-    encode = make_forward(build_encoder(**config.model), Bands(**config.bands.to_dict()), mesh)
+    mesh, bands = sharding.local_mesh(), Bands(**config.bands.to_dict())
     variables = {"params": state.params["encoder"], "batch_stats": state.stats["encoder"]}
     tiles = (tile for _, tile in readable(source, range(len(source))))
+    encode = make_forward(build_encoder(**config.model), bands, mesh)
     head = fit_probe(encode(variables), tiles, classes, l2=config.l2, devices=mesh.size)
     return state.replace(step=state.step + 1, params={**state.params, "decoder": head})

@@ -7,6 +7,7 @@ import pytest
 from sklearn.metrics import confusion_matrix
 
 from grass_jax.config import ConfigError
+from grass_jax.data.faults import DataError
 from grass_jax.data.labels import IGNORE
 from grass_jax.data.pairs import OpenedScene
 from grass_jax.data.scenes import LabelledScene
@@ -93,6 +94,37 @@ def test_many_heads_take_fewer_windows_at_once_and_narrower_panels_and_count_the
     assert panels[1] == 40 < panels[0]
     for one, other in zip(whole, bounded, strict=True):
         np.testing.assert_array_equal(one.matrix, other.matrix)
+
+
+@pytest.mark.parametrize("part", ["open", "rows", "mask"])
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_scene_that_cannot_be_read_is_tried_once_more_and_then_named(monkeypatch, caplog, part, times):
+    made, _, mask = scene("a.png", "east", 40, 50, 1)
+    waited, failures = [], [OSError("disk gone")] * times
+    monkeypatch.setattr(evaluate.time, "sleep", waited.append)
+
+    def failing(read):
+        def attempt(*rows):
+            if failures:
+                raise failures.pop()
+            return read(*rows)
+
+        return attempt
+
+    @contextlib.contextmanager
+    def opened():
+        with made.open() as whole:
+            yield whole._replace(**{part: failing(getattr(whole, part))})
+
+    broken = made._replace(open=failing(made.open) if part == "open" else opened)
+    if times == 1:
+        (found, _) = evaluate_heads(pixelwise, [broken], CLASSES, heads=2, **SETTINGS)
+        assert found.matrix.sum() == (mask != IGNORE).sum()
+    else:
+        with pytest.raises(DataError, match=r"^a\.png cannot be read \(it is broken: disk gone\): mend it or bring"):
+            evaluate_heads(pixelwise, [broken], CLASSES, heads=2, **SETTINGS)
+    assert waited == [evaluate.PAUSE]
+    assert caplog.text.count("Trying once more.") == 1
 
 
 def test_scenes_without_a_label_are_refused():

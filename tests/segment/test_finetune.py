@@ -18,7 +18,9 @@ from configs import predict as predict_config
 from grass_jax import initial, pretrain, sharding
 from grass_jax.checkpoints.saving import ResumeError
 from grass_jax.config import ConfigError
+from grass_jax.data.faults import UnreadableTileError
 from grass_jax.data.labelled import open_labelled
+from grass_jax.data.source import TileSource
 from grass_jax.report.log import read_metrics
 from grass_jax.segment import apply, evaluate, finetune
 from grass_jax.segment.class_ids import predict_scenes
@@ -227,7 +229,7 @@ def test_a_linear_head_leaves_the_encoder_alone(pretrained, tiny_segment, tmp_pa
 
 
 def test_validation_chooses_from_enough_crops_on(tiny_segment, tmp_path, monkeypatch, caplog):
-    """It looks at a part of the budget alone, and the best step counts."""
+    """It looks at a part of the budget alone, and the best step counts; at the first one the disk is away."""
     changes = {"validate_every": 3, "labels": "18", "finetune.steps": 8, "validation_share": 0.3}
     with caplog.at_level("INFO", logger="absl"), monkeypatch.context() as patch:
         patch.setattr(finetune, "train", lambda *args, **options: 1 / 0)
@@ -236,14 +238,21 @@ def test_validation_chooses_from_enough_crops_on(tiny_segment, tmp_path, monkeyp
     assert "18 labelled crops are below 100: the last iterate counts" in caplog.text
 
     monkeypatch.setattr(finetune, "FEW", 18)
-    scored, seen = iter([0.3, 0.9, 0.2]), []
-    score = finetune.evaluate
+    scored, seen = iter([None, 0.9, 0.2]), []
+    score, read = finetune.evaluate, TileSource.read
+
+    def gone(self, index, pauses):
+        raise UnreadableTileError(self.describe(index), "disk gone")
 
     def scripted(forward, scenes, classes, **options):
-        found = score(forward, scenes, classes, **options)
-        if scenes[0].group != "south":
-            seen.append({scene.group for scene in scenes})
-            found.scores["miou"] = next(scored)
+        if scenes[0].group == "south":
+            return score(forward, scenes, classes, **options)
+        seen.append({scene.group for scene in scenes})
+        value = next(scored)
+        with monkeypatch.context() as patch:
+            patch.setattr(TileSource, "read", read if value else gone)
+            found = score(forward, scenes, classes, **options)
+        found.scores["miou"] = value
         return found
 
     monkeypatch.setattr(finetune, "evaluate", scripted)
@@ -258,7 +267,8 @@ def test_validation_chooses_from_enough_crops_on(tiny_segment, tmp_path, monkeyp
     assert {line for line in chosen if line.split("_")[0] in places} == set(held)
     assert seen == [places] * 3
     assert summary["chosen_step"] == 6
-    assert [r["validation_miou"] for r in read_metrics(tmp_path / "many") if "validation_miou" in r] == [0.3, 0.9, 0.2]
+    assert [r["validation_miou"] for r in read_metrics(tmp_path / "many") if "validation_miou" in r] == [0.9, 0.2]
+    assert "After step 3 nothing is measured: None of the crops to validate on can be read" in caplog.text
     # the best and the last one; what was saved between the validations, every two steps, has gone
     assert sorted(ocp.utils.checkpoint_steps(tmp_path / "many" / "checkpoints")) == [6, 8]
     by_hand = load_segmenter(tmp_path / "many", 6).variables
