@@ -79,73 +79,77 @@ def run(config: Any, workdir: str | Path) -> dict[str, Any] | None:
             trunk = kept_steps(workdir)[0]
         elif config.branch:
             trunk = refuse_other_trunk(config.branch, plain, data, steps_per_epoch=length)
-        if done >= ends[-1]:
+        make_task = partial(
+            pretraining_task, config, source, init_key, batch_size=batch_size, ends=ends, workdir=workdir
+        )
+        record = {"config": plain, "data": data, "environment": environment()}
+        ended = done >= ends[-1]
+        if ended:
             logging.info(
                 "%s: this run has ended after %d steps; more epochs or another --workdir go on.", workdir, done
             )
-            wanted = {"random": 0} | last_steps
-            wanted = {name: step for name, step in wanted.items() if step > trunk or not trunk}
-            purity = config.probe.purity_tiles > 0
-            look = partial(unwatched, workdir, wanted, purity=purity)
-            late = config.probe.every_epochs and sharding.read_by_first(look)
-            if late:  # the probe or the purity has been switched on since, or the disk was full
-                logging.info(
-                    "config.probe has not seen %s: measuring.", ", ".join(f"{n} (step {s})" for n, s in late.items())
-                )
-                if first:
-                    write_json(workdir / "config.json", {"config": plain, "data": data, "environment": environment()})
-                encoder = initial_encoder(config) if "random" in late else None
-                task = pretraining_task(
-                    config, source, init_key, batch_size=batch_size, ends=ends, workdir=workdir, encoder=encoder
-                )
-                watch_afterwards(task, late, checkpoints, workdir, mesh)
-            if first and (late or not read_record(workdir / "summary.json")):  # or killed just before it was written
-                finish(workdir, steps=done, tiles=len(source), more=watched(workdir, last_steps, start=start))
-            return None
-        if first:
-            (workdir / "summary.json").unlink(missing_ok=True)  # of a shorter run that this one continues
-            write_json(workdir / "config.json", {"config": plain, "data": data, "environment": environment()})
-        encoder = None if done else initial_encoder(config)
-        task = pretraining_task(
-            config, source, init_key, batch_size=batch_size, ends=ends, workdir=workdir, encoder=encoder
-        )
-        logging.info(
-            "%s: %d tiles, %d steps an epoch of %d tiles, %d steps in %s from %s, on %d %s.",
-            *(workdir, len(source), length, batch_size, ends[-1], " and ".join(config.phases)),
-            *(config.branch or config.init or "random weights", mesh.size, jax.devices()[0].device_kind),
-        )
-        if trunk and not done:
-            with Checkpoints(config.branch) as before:
-                done, state = trunk, before.restore(jax.eval_shape(init), sharding.replicated(mesh), trunk)
-            checkpoints.save_surely(trunk, state)
-        try:
-            train(
-                task,
-                checkpoints,
-                workdir,
-                mesh,
-                key=run_key,
-                log_every=config.log.every,
-                checkpoint_every=max(1, round(config.checkpoint.every_epochs * length)),
-                checkpoint_minutes=config.checkpoint.every_minutes,
-                tensorboard=config.log.tensorboard,
-                start=done,
-                begun=state,
-            )
-        except DivergedError as error:
+        else:
             if first:
-                figures.curves(workdir / "figures" / "curves.png", read_metrics(workdir))
-            checkpoints.wait()
-            raise DivergedError(
-                f"{error} The run has stopped; its last good checkpoint is step {checkpoints.latest or 0}. Lower the "
-                "learning rate (config.schedule.peak with the cosine schedule) and start again in another --workdir."
-            ) from None
-    if not first:
+                (workdir / "summary.json").unlink(missing_ok=True)  # of a shorter run that this one continues
+                write_json(workdir / "config.json", record)
+            task = make_task(encoder=None if done else initial_encoder(config))
+            logging.info(
+                "%s: %d tiles, %d steps an epoch of %d tiles, %d steps in %s from %s, on %d %s.",
+                *(workdir, len(source), length, batch_size, ends[-1], " and ".join(config.phases)),
+                *(config.branch or config.init or "random weights", mesh.size, jax.devices()[0].device_kind),
+            )
+            if trunk and not done:
+                with Checkpoints(config.branch) as before:
+                    done, state = trunk, before.restore(jax.eval_shape(init), sharding.replicated(mesh), trunk)
+                checkpoints.save_surely(trunk, state)
+            try:
+                train(
+                    task,
+                    checkpoints,
+                    workdir,
+                    mesh,
+                    key=run_key,
+                    log_every=config.log.every,
+                    checkpoint_every=max(1, round(config.checkpoint.every_epochs * length)),
+                    checkpoint_minutes=config.checkpoint.every_minutes,
+                    tensorboard=config.log.tensorboard,
+                    start=done,
+                    begun=state,
+                )
+            except DivergedError as error:
+                checkpoints.wait()
+                if first:
+                    try:
+                        figures.curves(workdir / "figures" / "curves.png", read_metrics(workdir))
+                    except OSError as full:  # must not hide why the run has stopped
+                        logging.warning("The curves could not be drawn: %s", full)
+                raise DivergedError(
+                    f"{error} The run has stopped; its last good checkpoint is step {checkpoints.latest or 0}. Lower "
+                    "the learning rate (config.schedule.peak with the cosine schedule) and start again in another "
+                    "--workdir."
+                ) from None
+        wanted = {name: step for name, step in ({"random": 0} | last_steps).items() if step > trunk or not trunk}
+        look = partial(unwatched, workdir, wanted, purity=config.probe.purity_tiles > 0)
+        late = config.probe.every_epochs and sharding.read_by_first(look)
+        if late:  # switched on since, or what it needs could not be read or written, or a signal came at that step
+            logging.info(
+                "config.probe has not seen %s: measuring.", ", ".join(f"{n} (step {s})" for n, s in late.items())
+            )
+            if first:
+                write_json(workdir / "config.json", record)
+            task = make_task(encoder=initial_encoder(config) if "random" in late else None)
+            watch_afterwards(task, late, checkpoints, workdir, mesh)
+    # an ended run may have been killed just before its summary was written
+    if not first or (ended and not late and read_record(workdir / "summary.json")):
         return None
-    seconds = time.monotonic() - began
-    return finish(
-        workdir, steps=ends[-1], tiles=len(source), seconds=seconds, more=watched(workdir, last_steps, start=start)
+    summary = finish(
+        workdir,
+        steps=ends[-1],
+        tiles=len(source),
+        seconds=None if ended else time.monotonic() - began,
+        more=watched(workdir, last_steps, start=start),
     )
+    return None if ended else summary
 
 
 def prepared(config: Any, mesh: Mesh) -> tuple[TileSource, int, int, list[int]]:

@@ -1,5 +1,6 @@
 """The main job on a tiny folder of images: to the end, interrupted, refused, diverging."""
 
+import errno
 import json
 import os
 import shutil
@@ -20,6 +21,7 @@ from grass_jax.checkpoints.resume import refuse_other_run, refuse_other_trunk
 from grass_jax.checkpoints.saving import ResumeError
 from grass_jax.config import ConfigError
 from grass_jax.data.loader import check_batch_size, fitting_batch_size
+from grass_jax.report.atomic import DiskFullError
 from grass_jax.report.log import read_metrics
 from grass_jax.sharding import make_mesh
 from grass_jax.state import load_encoder
@@ -234,6 +236,20 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_state(t
     assert max(int(path.name) for path in (tmp_path / "checkpoints").iterdir()) == 4
     assert all(np.isfinite(leaf).all() for leaf in arrays(tmp_path))
     assert (tmp_path / "figures" / "curves.png").exists()
+
+
+def test_a_run_that_has_diverged_says_so_on_a_full_disk(tiny, one_device, tmp_path, monkeypatch, caplog):
+    def diverge(*_, **__):
+        raise DivergedError("The loss of step 5 is nan.")
+
+    def full(path, _):
+        raise DiskFullError(OSError(errno.ENOSPC, "No space left on device"), path)
+
+    monkeypatch.setattr(pretrain, "train", diverge)
+    monkeypatch.setattr(pretrain.figures, "curves", full)
+    with pytest.raises(DivergedError, match=r"^The loss of step 5 is nan\. The run has stopped"):
+        pretrain.run(tiny(), tmp_path)
+    assert "curves.png cannot be written, as its disk is full" in caplog.text
 
 
 def test_a_batch_that_the_devices_cannot_share_is_refused_before_any_work(tiny, tmp_path, monkeypatch):

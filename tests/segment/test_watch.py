@@ -10,7 +10,7 @@ from PIL import Image
 
 from grass_jax import pretrain
 from grass_jax.config import ConfigError
-from grass_jax.data.faults import UnreadableTileError
+from grass_jax.data.faults import DataError, UnreadableTileError
 from grass_jax.data.source import TileSource
 from grass_jax.report.log import read_metrics
 from grass_jax.segment import watch
@@ -102,6 +102,24 @@ def test_a_purity_that_a_full_disk_did_not_take_is_measured_at_the_next_start(wa
     assert again["purity"] == summary["purity"]
     assert again["probe"]["gs"] == pytest.approx(summary["probe"]["gs"])
     assert [record["step"] for record in read_metrics(workdir) if "probe_miou" in record] == [0, 2, 3, 4, 6]
+
+
+def test_what_could_not_be_measured_at_a_phase_is_measured_after_the_end(
+    watched, watched_config, tmp_path, monkeypatch, caplog
+):
+    score, missing = watch.evaluate, iter([False, False, True])
+
+    def failing(*args, **settings):
+        if next(missing, False):
+            raise DataError("north_0.png cannot be read (disk gone).")
+        return score(*args, **settings)
+
+    monkeypatch.setattr(watch, "evaluate", failing)
+    summary = pretrain.run(watched_config, tmp_path)
+    assert summary is not None
+    assert "After step 3 nothing is measured: north_0.png cannot be read (disk gone)." in caplog.text
+    for name, numbers in watched[1]["probe"].items():
+        assert summary["probe"][name] == pytest.approx(numbers)
 
 
 def test_tiles_that_cannot_be_read_are_left_out_of_probe_and_purity(
