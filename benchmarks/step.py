@@ -9,7 +9,9 @@ Steps are timed in turns, one of each a round, so that whatever else the machine
 median over the rounds, with its quartiles. The parts are programs of their own, timed in turns likewise, and need not
 add up to the step; what no program does alone is a difference of two, and marked. Arithmetic is counted in the compiled
 program, two operations for a multiplication and an addition, and held against the peak of the chip's data sheet.
-Compiling is timed in processes of its own, from the Python function to the program: without a cache, and out of it.
+Compiling is timed in processes of its own, from the Python function to the program: without a cache, and out of it;
+each step has a cache of its own, since on a GPU it also keeps what was found for parts that steps have in common.
+Without `--tiles` an accelerator compiles one step more, to find out what fits.
 """
 
 import argparse
@@ -18,16 +20,18 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 from benchmarks.job import Job, add_options, make_job
-from benchmarks.parts import time_parts
+from benchmarks.parts import MAPS_TO_CROPS, time_parts
 from benchmarks.timing import interleaved, milliseconds, quartiles, spread, table
 from grass_jax.planning.chips import chip_of
 from grass_jax.planning.program_cost import cost_of, memory_of
@@ -37,9 +41,9 @@ CPU_TILES, MOST_TILES = 8, 256
 ROOM = 0.95  # of the memory: what lies there beside the step
 
 
-def in_a_process(arguments: Sequence[str], cache: str) -> float:
+def in_a_process(arguments: Sequence[str], cache: str = "") -> float:
     """Runs this program in a process of its own that ends with a number, with the compiler's work kept in a folder."""
-    own = {"JAX_COMPILATION_CACHE_DIR": cache, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    own = {"JAX_COMPILATION_CACHE_DIR": cache, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"} if cache else {}
     command = [sys.executable, "-m", "benchmarks.step", *arguments]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=os.environ | own)
     if done.returncode:
@@ -47,14 +51,29 @@ def in_a_process(arguments: Sequence[str], cache: str) -> float:
     return float(done.stdout.splitlines()[-1])
 
 
-def compile_seconds(arguments: Sequence[str], kinds: Sequence[str], tiles: int) -> dict[str, dict[str, float]]:
-    """Times the compilation of each step twice: into an empty cache and out of it."""
+def compile_seconds(arguments: Sequence[str], caches: Mapping[str, str], tiles: int) -> dict[str, dict[str, float]]:
+    """Times the compilation of each step twice: into its empty cache and out of it."""
     found: dict[str, dict[str, float]] = {}
-    with TemporaryDirectory() as cache:
-        for kind in kinds:
-            own = [*arguments, f"--tiles={tiles}", f"--only={kind}"]
-            found[kind] = {how: in_a_process(own, cache) for how in ("cold", "cached")}
+    for kind, cache in caches.items():
+        own = [*arguments, f"--tiles={tiles}", f"--only={kind}"]
+        found[kind] = {how: in_a_process(own, cache) for how in ("cold", "cached")}
     return found
+
+
+@contextmanager
+def kept_in(cache: str) -> Iterator[None]:
+    """What is compiled inside is looked for in a folder, and kept there."""
+    settings = {"jax_compilation_cache_dir": cache, "jax_persistent_cache_min_compile_time_secs": 0}
+    before = {name: getattr(jax.config, name) for name in settings}
+    try:
+        for name, value in settings.items():
+            jax.config.update(name, value)
+        reset_cache()  # JAX opens one folder, and keeps to it
+        yield
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+        reset_cache()
 
 
 def largest_that_fits(fits: Callable[[int], bool], *, most: int, devices: int) -> int:
@@ -135,17 +154,21 @@ def time_steps(
     return {"seconds": seconds, "peaks": peaks}
 
 
-def measure(options: argparse.Namespace, arguments: Sequence[str]) -> dict[str, Any]:
-    """Runs everything; returns what `--json` writes."""
+def measure(options: argparse.Namespace, arguments: Sequence[str], home: str) -> dict[str, Any]:
+    """Runs everything, with the compiler's work in a folder; returns what `--json` writes."""
     kinds = ["warm-up", *(["GS half"] if options.half else []), "GS"]  # the one that needs most memory at the end
+    caches = {kind: os.path.join(home, kind.replace(" ", "_")) for kind in kinds}
     # before this process takes the device
-    options.tiles = options.tiles or int(in_a_process([*arguments, "--only=tiles"], cache=""))
-    took = compile_seconds(arguments, kinds, options.tiles)
+    options.tiles = options.tiles or int(in_a_process([*arguments, "--only=tiles"]))
+    took = compile_seconds(arguments, caches, options.tiles)
     job = make_job(options, jax.devices()[: options.devices or None])
     device, devices = job.mesh.devices.flat[0], job.mesh.size
     options.dtype = options.dtype or ("float32" if device.platform == "cpu" else "bfloat16")
     options.calls = options.calls or (1 if device.platform == "cpu" else 5)
-    built = {kind: job.lowered(kind, options.tiles).compile() for kind in kinds}
+    built = {}
+    for kind, cache in caches.items():
+        with kept_in(cache):
+            built[kind] = job.lowered(kind, options.tiles).compile()
     peak = peak_of(job, options)
     run = time_steps(job, built, options.tiles, rounds=options.pairs, calls=options.calls)
     steps, seconds = {}, run["seconds"]
@@ -162,6 +185,10 @@ def measure(options: argparse.Namespace, arguments: Sequence[str]) -> dict[str, 
             "peak_memory_bytes": run["peaks"][kind],
             "compile_seconds": took[kind],
         }
+    parts = {}
+    if not options.no_parts:
+        with kept_in(caches["GS"]):  # which has found for a GPU what is quickest for most of them
+            parts = time_parts(job, options.tiles, rounds=options.repeats, calls=options.calls)
     return {
         "options": vars(options) | {"json": None},
         "device": {"kind": device.device_kind, "count": devices, "peak_flops": peak, "jax": jax.__version__},
@@ -169,9 +196,7 @@ def measure(options: argparse.Namespace, arguments: Sequence[str]) -> dict[str, 
         "ratios": {
             f"{kind} / warm-up": quartiles(seconds[kind] / seconds["warm-up"]) for kind in steps if kind != "warm-up"
         },
-        "parts": {}
-        if options.no_parts
-        else time_parts(job, options.tiles, rounds=options.repeats, calls=options.calls),
+        "parts": parts,
     }
 
 
@@ -206,7 +231,7 @@ def written(found: dict[str, Any]) -> str:
             [
                 name + (" (difference)" if part["difference"] else ""),
                 milliseconds(part),
-                f"{100 * part['median'] / whole:,.1f}",
+                "" if name == MAPS_TO_CROPS else f"{100 * part['median'] / whole:,.1f}",  # maps of its own
             ]
             for name, part in found["parts"].items()
         ]
@@ -232,7 +257,8 @@ def main(arguments: list[str] | None = None) -> None:
     if options.only:
         print(alone(options))
         return
-    found = measure(options, arguments)
+    with TemporaryDirectory() as home:
+        found = measure(options, arguments, home)
     print(written(found))
     if options.json:
         options.json.write_text(json.dumps(found, indent=2) + "\n")

@@ -94,27 +94,54 @@ def test_a_process_of_its_own_compiles_a_step_and_says_how_long_it_took(capsys):
     assert int(capsys.readouterr().out) == step.CPU_TILES
 
 
-def test_compilations_start_with_an_empty_cache_and_end_with_a_full_one(tmp_path, monkeypatch):
+def test_each_step_is_compiled_into_an_empty_cache_and_out_of_a_full_one(tmp_path, monkeypatch):
     program = tmp_path / "benchmarks" / "step.py"  # in place of the real one: says what it was asked, and what it found
     program.parent.mkdir()
     program.write_text(
         "import os, pathlib, sys\n"
-        "cache, asked = pathlib.Path(os.environ['JAX_COMPILATION_CACHE_DIR']), '_'.join(sys.argv[1:])\n"
+        "cache, asked = os.environ.get('JAX_COMPILATION_CACHE_DIR'), '_'.join(sys.argv[1:])\n"
+        "if cache is None: sys.exit(print(-1))\n"
+        "cache = pathlib.Path(cache)\ncache.mkdir(exist_ok=True)\n"
         "print('a log line')\nprint(len(list(cache.iterdir())) + (os.environ['JAX_PLATFORMS'] == 'cpu') / 2)\n"
         "(cache / asked).touch()\n"
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-    found = step.compile_seconds(["--size=32"], ["warm-up", "GS"], 4)
-    assert found == {"warm-up": {"cold": 0.5, "cached": 1.5}, "GS": {"cold": 1.5, "cached": 2.5}}
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    caches = {kind: str(tmp_path / kind) for kind in ("warm-up", "GS")}
+    found = step.compile_seconds(["--size=32"], caches, 4)
+    assert found == {kind: {"cold": 0.5, "cached": 1.5} for kind in caches}
+    assert step.in_a_process(["--only=tiles"]) == -1  # an empty name would be a folder, too
     program.write_text("raise SystemExit(3)")
     with pytest.raises(SystemExit, match=r"--size=32 --tiles=4 --only=GS has failed"):
-        step.compile_seconds(["--size=32"], ["GS"], 4)
+        step.compile_seconds(["--size=32"], {"GS": caches["GS"]}, 4)
+
+
+def test_what_was_compiled_into_a_folder_is_taken_from_it_and_costs_the_same(tmp_path):
+    hits, before = [], jax.config.jax_compilation_cache_dir
+
+    def compiled():
+        return jax.jit(lambda x: jnp.sin(x @ x)).lower(jnp.ones((16, 16))).compile()
+
+    jax.monitoring.register_event_listener(lambda event, **_: event.endswith("/cache_hits") and hits.append(event))
+    first = compiled()
+    for folder, count in (("a", 0), ("a", 1), ("b", 1), ("a", 2)):
+        with step.kept_in(str(tmp_path / folder)):
+            again = compiled()
+        assert len(hits) == count
+        assert step.cost_of(again) == step.cost_of(first)
+    assert jax.config.jax_compilation_cache_dir == before
 
 
 def test_step_times_both_steps_and_their_parts(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(step, "in_a_process", lambda arguments, cache: 2.0 if "--only=GS" in arguments else 1.0)
-    step.main([*TINY, "--devices=1", "--pairs=2", "--repeats=1", "--peak=0.5", f"--json={tmp_path / 'step.json'}"])
+    asked = []
+
+    def in_a_process(arguments, cache=""):
+        asked.append((arguments[-1], cache.rpartition("/")[2]))
+        return {"--only=tiles": 4.0, "--only=GS": 2.0}.get(arguments[-1], 1.0)
+
+    monkeypatch.setattr(step, "in_a_process", in_a_process)
+    step.main([*TINY[:3], "--devices=1", "--pairs=2", "--repeats=1", "--peak=0.5", f"--json={tmp_path / 'step.json'}"])
     found = json.loads((tmp_path / "step.json").read_text())
     rows = {row[0]: row[1:] for row in cells(capsys.readouterr().out)}
     more = found["steps"]["GS"]["flops_per_device"] - found["steps"]["warm-up"]["flops_per_device"]
@@ -133,6 +160,10 @@ def test_step_times_both_steps_and_their_parts(tmp_path, capsys, monkeypatch):
         *("forward and backward", "optimiser", "whole update"),
     ]
     assert "optimiser (difference)" in rows
+    assert rows["whole update"][-1]
+    assert not rows[parts.MAPS_TO_CROPS][-1]  # as many maps are no part of the step
+    twice = [(f"--only={kind}", kind) for kind in ("warm-up", "GS") for _ in range(2)]
+    assert asked == [("--only=tiles", ""), *twice]
 
 
 def test_a_target_network_is_one_more_part_and_micro_batches_reach_the_encoder(monkeypatch):
