@@ -4,7 +4,8 @@
 
 Needs no TPU, but libtpu: pip install '.[tpu]'. Every chip has 32 tiles, so that the batch grows with the slice;
 the loss compares each of its views with all others, which it gathers from the other chips. Times are a roofline; the
-last column holds them against that of a whole step, from `benchmarks.plan`.
+last column holds the longer of arithmetic and memory, and the links after it, against the time of a whole step, from
+`benchmarks.plan`.
 """
 
 import argparse
@@ -26,7 +27,7 @@ from jax.experimental import topologies
 from benchmarks.timing import table
 from grass_jax.losses import info_nce
 from grass_jax.planning.chips import chip_of
-from grass_jax.planning.program_cost import cost_of, roofline
+from grass_jax.planning.program_cost import Roofline, cost_of, roofline
 from grass_jax.sharding import make_mesh, replicated, split_by_tile
 
 SHAPE = re.compile(r"\w+\[([\d,]+)\]")
@@ -47,10 +48,14 @@ def row_of(topology: str, tiles_per_chip: int, embedding: int, step_ms: float) -
     cells = [f"{topology} ({mesh.size})", f"{tiles:,}", f"{cost.flops / 1e6:,.0f}", f"{4 * max(sizes) / 2**20:,.2f}"]
     cells.append(f"{sum(cost.moved.values()) / 1e6:,.1f}")
     if chip is None:
-        return [*cells, "unknown", "unknown", "unknown"]
+        return [*cells, *["unknown"] * 4]
     least = roofline(cost, chip, "float32")
-    share = 100 * (least.compute + least.interconnect) / (step_ms / 1e3)
-    return [*cells, f"{1e6 * least.compute:,.1f}", f"{1e6 * least.interconnect:,.1f}", f"{share:.2f}"]
+    return [*cells, *(f"{1e6 * seconds:,.1f}" for seconds in least), f"{share_of(least, step_ms):.2f}"]
+
+
+def share_of(least: Roofline, step_ms: float) -> float:
+    """Percent of a step's milliseconds that the loss takes at the least: the chips wait for what the links bring."""
+    return 100 * (max(least.compute, least.memory) + least.interconnect) / (step_ms / 1e3)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -69,6 +74,7 @@ def main(arguments: list[str] | None = None) -> None:
         "largest array, MiB",
         "MB sent a chip",
         "compute, us",
+        "memory, us",
         "links, us",
         f"% of {options.step_ms:g} ms",
     )

@@ -3,6 +3,7 @@
 import argparse
 import importlib.util
 import json
+import os
 import re
 import time
 import zlib
@@ -20,6 +21,7 @@ from benchmarks.job import make_job
 from grass_jax import build
 from grass_jax.models import ENCODERS, resnet
 from grass_jax.models.resnet import BasicBlock, ResNet
+from grass_jax.planning.program_cost import Roofline
 
 TINY = ["--model=resnet18", "--width=4", "--size=32", "--tiles=4"]
 
@@ -274,6 +276,15 @@ def test_scale_measures_each_number_of_devices_in_a_process_of_its_own(tmp_path,
     assert "virtual" in capsys.readouterr().out
     found = json.loads(written.read_text())
     assert [row["devices"] for row in found["weak"]] == [1, 2]
+
+
+def test_the_share_of_the_loss_holds_the_longer_of_arithmetic_and_memory(monkeypatch):
+    for name in ("JAX_PLATFORMS", "TPU_SKIP_MDS_QUERY", "ALLOW_MULTIPLE_LIBTPU_LOAD"):  # which the import sets
+        monkeypatch.setenv(name, os.environ.get(name, ""))
+    from benchmarks.loss_growth import share_of
+
+    assert share_of(Roofline(10e-6, 30e-6, 50e-6), 16.0) == pytest.approx(0.5)
+    assert share_of(Roofline(30e-6, 10e-6, 50e-6), 16.0) == pytest.approx(0.5)
 
 
 def test_without_torch_a_sentence_says_what_to_install(monkeypatch):
