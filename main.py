@@ -23,7 +23,7 @@ from grass_jax.report.atomic import DiskFullError
 from grass_jax.report.progress import say
 from grass_jax.report.terminal import show_plain_messages
 from grass_jax.segment import apply, finetune
-from grass_jax.stopping import EXIT_CODES, Stopped
+from grass_jax.stopping import EXIT_CODES, Stopped, end_as_others_do
 from grass_jax.train import DivergedError
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with a preset after a colon (configs/gs.py).")
@@ -50,6 +50,7 @@ def main(_: list[str]) -> None:
     config = CONFIG.value
     workdir = WORKDIR.value or f"runs/{config.name}_{config.preset}"
     show_plain_messages()
+    end_as_others_do()
     try:
         if config.get("compilation_cache"):
             jax.config.update("jax_compilation_cache_dir", str(place(config.compilation_cache)))

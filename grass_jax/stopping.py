@@ -7,7 +7,6 @@ later SIGTERM, knows no Ctrl-C and cannot speak while a step compiles, so the fl
 
 import os
 import signal
-import socket
 import threading
 import time
 from collections.abc import Callable
@@ -22,8 +21,10 @@ from grass_jax.sharding import sum_over_processes
 
 # EX_TEMPFAIL of sysexits.h, "try again later", which a scheduler can be told to restart; a shell's code for Ctrl-C
 EXIT_CODES = {signal.SIGTERM: 75, signal.SIGINT: 130, signal.SIGHUP: 75}
+ENDING = (signal.SIGTERM, signal.SIGHUP)  # of processes without a handler, with 128 + its number as exit code
 APART = 1.0  # seconds: launchers pass on a signal that the whole process group has got, and that is one signal
 TOGETHER = 5.0  # seconds between two questions to the other processes; spot machines give 30 or more
+AHEAD = 50  # steps to the next question at the most: they may become slower before it, as where a disk does
 
 
 class Stopped(Exception):
@@ -56,18 +57,15 @@ class Signals:
 
     def __init__(self, what: str = "this step"):
         self._what, self.received = what, None
+        self._first: float | None = None  # when it was heard
         self._before: dict[signal.Signals, object] = {}
 
     def __enter__(self):
         if threading.current_thread() is not threading.main_thread():
             return self
-        self._read, self._write = socket.socketpair()
-        self._write.setblocking(False)
-        self._fd = signal.set_wakeup_fd(self._write.fileno(), warn_on_full_buffer=False)
+        self._stop_listening = _listen(self._speak)
         noted = [s for s in EXIT_CODES if s != signal.SIGHUP or signal.getsignal(s) != signal.SIG_IGN]
         self._before = {signum: signal.signal(signum, self._note) for signum in noted}
-        self._speaker = threading.Thread(target=self._speak, name="signals", daemon=True)
-        self._speaker.start()
         return self
 
     def __exit__(self, *_) -> None:
@@ -75,10 +73,7 @@ class Signals:
             return
         for signum, handler in self._before.items():
             signal.signal(signum, signal.SIG_DFL if handler is None else handler)  # pyright: ignore[reportArgumentType]
-        signal.set_wakeup_fd(self._fd)
-        self._write.close()  # the speaker reads the end
-        self._speaker.join()
-        self._read.close()
+        self._stop_listening()
         self._before = {}
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
@@ -89,18 +84,54 @@ class Signals:
         elif now - self._at >= APART and signum == signal.SIGINT:
             raise KeyboardInterrupt
 
-    def _speak(self) -> None:
-        first = None
-        while numbers := self._read.recv(16):
+    def _speak(self, number: int) -> None:
+        if number not in EXIT_CODES:
+            return
+        name, now = signal.Signals(number).name, time.monotonic()
+        if self._first is None:
+            self._first = now
+            logging.warning("%s: saving after %s and stopping; a second one stops at once.", name, self._what)
+        elif now - self._first >= APART and number == signal.SIGTERM:
+            os._exit(128 + number)  # the main thread may be in a compiler that never looks up
+
+
+def end_as_others_do() -> None:
+    """Lets SIGTERM and SIGHUP end the first process of a container at once, as they end any other process.
+
+    The kernel keeps signals without a handler from it. `Signals` answers them while it is entered.
+    """
+    if os.getpid() != 1:
+        return
+    for signum in ENDING:
+        if signal.getsignal(signum) != signal.SIG_IGN:
+            signal.signal(signum, lambda *_: None)
+    _listen(lambda number: os._exit(128 + number) if number in ENDING else None)
+
+
+def _listen(heard: Callable[[int], None]) -> Callable[[], None]:
+    """Calls a function with the number of each signal that has a handler, in a thread, until the one returned ends it.
+
+    The main thread's own handlers wait while it is in a compiler.
+    """
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+
+    def listen() -> None:
+        while numbers := os.read(reading, 16):
             for number in numbers:
-                if number not in EXIT_CODES:
-                    continue
-                name, now = signal.Signals(number).name, time.monotonic()
-                if first is None:
-                    first = now
-                    logging.warning("%s: saving after %s and stopping; a second one stops at once.", name, self._what)
-                elif now - first >= APART and number == signal.SIGTERM:
-                    os._exit(128 + number)  # the main thread may be in a compiler that never looks up
+                heard(number)
+        os.close(reading)
+
+    listener = threading.Thread(target=listen, name="signals", daemon=True)
+    listener.start()
+
+    def end() -> None:
+        signal.set_wakeup_fd(before)
+        os.close(writing)  # the listener reads the end
+        listener.join()
+
+    return end
 
 
 class Verdict(NamedTuple):
@@ -139,7 +170,7 @@ class Watch:
         if step < self._next and not last:
             return Verdict(False, 0)
         pace = (now - self._asked_at) / max(1, step - self._asked)
-        ahead = int(np.clip(TOGETHER / max(pace, 1e-3), 1, 1000))
+        ahead = int(np.clip(TOGETHER / max(pace, 1e-3), 1, AHEAD))
         first = jax.process_index() == 0
         mine = [due and first, ahead * first, *(signum == number for number in EXIT_CODES)]
         due, ahead, *counts = sum_over_processes(np.array(mine, np.int64)).tolist()

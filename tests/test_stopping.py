@@ -96,6 +96,43 @@ with stopping.Signals():
         assert process.wait(60) == 128 + signal.SIGTERM
 
 
+@pytest.mark.parametrize("signum", stopping.ENDING)
+def test_the_first_process_of_a_container_ends_outside_a_training_as_others_do(signum):
+    """The kernel ends it by no signal itself; after a training, while no Python handler can run."""
+    code = """
+import hashlib, os
+from grass_jax import stopping
+os.getpid = lambda: 1
+stopping.end_as_others_do()
+with stopping.Signals():
+    pass
+print("ready", flush=True)
+hashlib.pbkdf2_hmac("sha256", b"a", b"b", 2**31 - 1)
+"""
+    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "ready\n"  # pyright: ignore[reportOptionalMemberAccess]
+        process.send_signal(signum)
+        assert process.wait(60) == 128 + signum
+
+
+def test_steps_that_become_slower_do_not_put_off_the_question(together):
+    """A thousand steps of a millisecond, then of two seconds: the second process's signal is heard after fifty."""
+
+    def job(process, _, signals):
+        now = [0.0]
+        watch = Watch(signals, save_after=0, clock=lambda: now[0])
+        for step in range(1, 2000):
+            now[0] += 0.001 if step <= 1000 else 2.0
+            signals.received = signal.SIGTERM if process == 1 and step >= 1010 else None
+            if watch.after(step).stop:
+                return step
+        return None
+
+    found = together(job, clocks=[0.0] * 3, signals=[Noted(), Noted(), Noted()])
+    assert found[0] == found[1] == found[2]
+    assert 1010 <= found[0] <= 1060
+
+
 def test_one_process_saves_by_its_clock_and_stops_at_once():
     now, signals = [0.0], Noted()
     watch = Watch(signals, save_after=60, clock=lambda: now[0])  # pyright: ignore[reportArgumentType]
