@@ -12,6 +12,7 @@ from grass_jax import pretrain, schemas, sharding
 from grass_jax.buckets import BucketError, place
 from grass_jax.checkpoints.reading import DamagedError
 from grass_jax.checkpoints.saving import ResumeError, SaveError
+from grass_jax.command_line import parse
 from grass_jax.comparison import run as compare
 from grass_jax.config import ConfigError
 from grass_jax.data.faults import DataError, cause_of
@@ -86,22 +87,6 @@ def in_less_memory(config: Any) -> str:
         "the device's memory is too small for this batch: --dry_run says the largest config.batch_size that fits, and "
         f"config.micro_batches={parts} keeps the batch and holds 1/{parts} of it at a time"
     )
-
-
-def parse(arguments: list[str]) -> list[str]:
-    """Parses the flags; a config file, preset, key or value that does not exist is one line and no traceback."""
-    if not any(argument.split("=")[0].lstrip("-") == "config" for argument in arguments[1:]):
-        arguments = [arguments[0], "--config=configs/gs.py", *arguments[1:]]
-    try:
-        rest = flags.FLAGS(arguments)
-        _ = CONFIG.value.name  # a file that could not be loaded shows when it is used
-    except AttributeError as error:  # its argument is a KeyError with the message
-        sys.exit("grass_jax: the config has no key " + str(error.args[0].args[0]).replace("\n", ". "))
-    except (flags.Error, OSError) as error:
-        sys.exit(f"grass_jax: {str(error).strip().splitlines()[-1].strip()}")
-    if len(rest) > 1:
-        sys.exit(f"grass_jax: {rest[1]!r} is no flag: settings are given as --config.KEY=VALUE.")
-    return rest
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from difflib import get_close_matches
 from typing import Any, NamedTuple
 
@@ -82,6 +82,7 @@ class Schema(NamedTuple):
     together: Callable[[dict[str, Any]], None]
 
 
+FEW = 3  # keys of a section that are all named where another one is given
 UNITS = ("epochs", "steps")  # in which a phase says its length
 
 
@@ -104,10 +105,7 @@ def check_against(config: Mapping[str, Any] | Any, schema: Schema) -> None:
     sections = _phase_sections(config, schema) if schema.phase_rules else []
     rules = schema.rules | {f"{name}.{key}": rule for name in sections for key, rule in schema.phase_rules.items()}
     for key in values:
-        if key not in rules:
-            if any(known.startswith(f"{key}.") for known in rules):
-                raise ConfigError(f"config.{key} is a section of keys and must not be {values[key]!r}.")
-            raise ConfigError(f"config.{key} is not a key of the configuration{_guess(key, rules)}")
+        refuse_unknown(key, values[key], rules)
     for key, rule in rules.items():
         if key not in values:
             raise ConfigError(f"config.{key} is missing: it must be {rule.words}.")
@@ -177,7 +175,30 @@ def _phase_sections(config: Mapping[str, Any] | Any, schema: Schema) -> list[str
     return named + [key for key in sections if key not in named and set(config[key]) == set(schema.phase_rules)]
 
 
-def _guess(key: str, known: Iterable[str]) -> str:
+def refuse_unknown(key: str, value: Any, known: Collection[str]) -> None:
+    """Raises ConfigError where a dotted key is none of the known ones; says what may have been meant.
+
+    Args:
+        key: to look for.
+        value: that it is given.
+        known: dotted keys.
+    """
+    if key in known:
+        return
+    if any(name.startswith(f"{key}.") for name in known):
+        run = ": a pretraining run is given with --config.init=RUN" if key == "model" and "init" in known else ""
+        raise ConfigError(f"config.{key} is a section of keys and must not be {value!r}{run}.")
+    raise ConfigError(f"config.{key} is not a key of the configuration{_guess(key, known)}")
+
+
+def _guess(key: str, known: Collection[str]) -> str:
     """The end of a message: what the key may have been meant to be."""
-    matches = get_close_matches(key, list(known), n=1)
+    section, _, last = key.rpartition(".")
+    own = [name.removeprefix(f"{section}.") for name in known if section and name.startswith(f"{section}.")]
+    if own and len(own) <= FEW:
+        return f"; config.{section} has the key{'s' * bool(own[1:])} {', '.join(own)}."
+    if key == "init" and "model" in known:
+        return "; the run to use is given with --config.model=RUN."
+    same = [name for name in known if name.rpartition(".")[2] == last]
+    matches = get_close_matches(key, list(known), n=1) or same
     return f"; did you mean config.{matches[0]}?" if matches else "."

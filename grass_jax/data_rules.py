@@ -55,14 +55,17 @@ def refuse_masks(folder: str, shown: str) -> None:
         )
 
 
-def check_archives(values: dict[str, Any], where: str) -> None:
-    """Raises ConfigError where the section `where` names no folder for the archives of a published data set."""
+def check_folder(values: dict[str, Any], where: str, what: str) -> None:
+    """Raises ConfigError where the path of the section `where` is no folder; `what` says which one it must be."""
     path = values[f"{where}.path"]
     if not is_folder(path or "?"):
-        raise ConfigError(
-            f"config.{where}.path must be the folder of the archives of {values[f'{where}.name']}, or of what they "
-            f"hold, given with --config.{where}.path=FOLDER, not {path!r}."
-        )
+        found = f"and there is no {path}" if path and not Path(path).expanduser().exists() else f"not {path!r}"
+        raise ConfigError(f"config.{where}.path must be {what}, given with --config.{where}.path=FOLDER, {found}.")
+
+
+def check_archives(values: dict[str, Any], where: str) -> None:
+    """Raises ConfigError where the section `where` names no folder for the archives of a published data set."""
+    check_folder(values, where, f"the folder of the archives of {values[f'{where}.name']}, or of what they hold")
 
 
 def check_labelled(values: dict[str, Any], where: str) -> None:
@@ -82,14 +85,11 @@ def check_labelled(values: dict[str, Any], where: str) -> None:
                 f"config.{where}.masks of {name} must be 'full' or 'eroded', not {values[f'{where}.masks']!r}."
             )
     if name == "segmentation_folder":
-        if not is_folder(path or "?"):
-            raise ConfigError(
-                f"config.{where}.path must be the folder of the labelled images, given with "
-                f"--config.{where}.path=FOLDER, not {path!r}."
-            )
+        check_folder(values, where, "the folder of the labelled images")
         if len(values[f"{where}.classes"]) < 2:
             raise ConfigError(
-                f"config.{where}.classes must name two classes or more, not {len(values[where + '.classes'])}."
+                f"config.{where}.classes must name two classes or more, not {len(values[where + '.classes'])}: "
+                f"--config.{where}.classes=\"('field','forest','town')\"."
             )
     if values[f"{where}.split"] == "block" and values[f"{where}.block"] < values[f"{where}.tile_size"]:
         raise ConfigError(f"config.{where}.block must be at least the tile size, {values[f'{where}.tile_size']}.")

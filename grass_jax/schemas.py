@@ -5,7 +5,6 @@ from typing import Any
 
 from grass_jax.augment.pairs import RULES as PAIR_AUGMENTATION_RULES
 from grass_jax.augment.views import RULES as AUGMENTATION_RULES
-from grass_jax.buckets import is_folder
 from grass_jax.config import (
     BELOW_ONE,
     NAMES,
@@ -26,7 +25,7 @@ from grass_jax.config import (
     whole,
 )
 from grass_jax.data.published.facts import PUBLISHED
-from grass_jax.data_rules import LABELLED, check_archives, check_labelled, class_count, refuse_masks
+from grass_jax.data_rules import LABELLED, check_archives, check_folder, check_labelled, class_count, refuse_masks
 from grass_jax.guidance import RULES as GUIDANCE_RULES
 from grass_jax.guidance import GuidanceSettings
 from grass_jax.methods.registry import NAMES as METHODS
@@ -48,11 +47,8 @@ def _check_pretraining(values: dict[str, Any]) -> None:
             raise ConfigError(f"config.data.exclude is for folders: {values['data.name']} has its own training part.")
     if values["data.name"] == "image_folder" and values["data.split"] != "train":
         raise ConfigError(f"config.data.split of an image_folder must be 'train', not {values['data.split']!r}.")
-    if values["data.name"] == "image_folder" and not is_folder(values["data.path"] or "?"):
-        raise ConfigError(
-            "config.data.path must be a folder of images, given with --config.data.path=FOLDER, "
-            f"not {values['data.path']!r}."
-        )
+    if values["data.name"] == "image_folder":
+        check_folder(values, "data", "a folder of images")
     refuse_masks(values["data.path"], values["data.path"])
     if values["batch_size"] % values["micro_batches"]:
         raise ConfigError(

@@ -194,8 +194,8 @@ def test_messages_state_the_rule():
         ("batchsize", "batch_size"),
         ("data.tilesize", "data.tile_size"),
         ("optimizer.wight_decay", "optimizer.weight_decay"),
-        ("gs.epoch", "gs.epochs"),
-        ("flip", None),
+        ("optimizer.eps_", "optimizer.eps"),
+        ("flip", "augment.flip"),
         ("data.zzz", None),
         ("extra", None),
     ],
@@ -249,8 +249,9 @@ def test_image_folder_needs_a_folder(tmp_path):
     with pytest.raises(ConfigError, match=r"use --config=configs/gs\.py:folder"):
         check(changed(**{"data.path": str(tmp_path)}))
     (tmp_path / "file").touch()
-    for path in ("", str(tmp_path / "missing"), str(tmp_path / "file")):
-        with pytest.raises(ConfigError, match=r"--config\.data\.path=.*not " + re.escape(repr(path))):
+    missing, file = str(tmp_path / "missing"), str(tmp_path / "file")
+    for path, found in (("", "not ''"), (missing, f"and there is no {missing}"), (file, f"not {file!r}")):
+        with pytest.raises(ConfigError, match=rf"--config\.data\.path=FOLDER, {re.escape(found)}\.$"):
             check(changed(**{"data.name": "image_folder", "data.path": path}))
 
 

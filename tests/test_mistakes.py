@@ -46,21 +46,59 @@ def answers(cases: list[tuple[list[str], str]], folder: Path) -> list[tuple[int,
     return list(zip(json.loads(done.stdout), (Path(log).read_text() for log in logs), strict=True))
 
 
-MISTAKES = {
-    "--config.batch_size=0": "config.batch_size must be a whole number of at least 2, not 0",
-    "--config.data.path=/nowhere": "config.data.path must be a folder of images",
-    "--config.gs.epoch=3": "no key 'epoch'",
-    "--config=configs/none.py": "No such file",
-    "--processes=2": "--coordinator",
-    "config.batch_size=4": "--config.KEY=VALUE",
-    "--config=configs/gs.py:huge": "huge",
-}
+FOLDER = ["--config=configs/gs.py:folder"]
+SEGMENT, PREDICT = ["--config=configs/segment.py:folder"], ["--config=configs/predict.py"]
+MISTAKES = [
+    ([*FOLDER, "--config.batch_size=0"], "config.batch_size must be a whole number of at least 2, not 0."),
+    ([*FOLDER, "--config.batch_size=abc"], "config.batch_size must be a whole number, not 'abc'."),
+    ([*FOLDER, "--config.batch_size=16.5"], "config.batch_size must be a whole number, not '16.5'."),
+    ([*FOLDER, "--config.gs.epochs", "ten: 10"], "config.gs.epochs must be a number, not 'ten: 10'."),
+    ([*FOLDER, "--config.log.tensorboard=yes"], "config.log.tensorboard must be True or False, not 'yes'."),
+    ([*FOLDER, "--processes=two"], "processes must be a whole number, not 'two'."),
+    (
+        [*FOLDER, "--config.data.path=/nowhere"],
+        "config.data.path must be a folder of images, given with --config.data.path=FOLDER, and there is no /nowhere.",
+    ),
+    (
+        [*FOLDER, "--config.gs.steps=3"],
+        "config.gs.steps is not a key of the configuration; config.gs has the keys epochs, step.",
+    ),
+    (
+        [*SEGMENT, "--config.finetune.epochs=3"],
+        "config.finetune.epochs is not a key of the configuration; config.finetune has the key steps.",
+    ),
+    (
+        [*FOLDER, "--noconfig.schedule.restrat"],
+        "config.schedule.restrat is not a key of the configuration; did you mean config.schedule.restart?",
+    ),
+    (
+        [*SEGMENT, "--config.model=runs/gs_x"],
+        "config.model is a section of keys and must not be 'runs/gs_x': a pretraining run is given with "
+        "--config.init=RUN.",
+    ),
+    (
+        [*PREDICT, "--config.init=runs/gs_x"],
+        "config.init is not a key of the configuration; the run to use is given with --config.model=RUN.",
+    ),
+    (["--config=configs/none.py:folder"], "There is no config configs/none.py: give one of configs/compare.py, "),
+    (["--config=configs/labelled.py"], "There is no config configs/labelled.py: give one of "),
+    (["--config", "configs/gs:folder"], "There is no config configs/gs: give one of "),
+    (["--config=configs/gs.py:huge"], "configs/gs.py has the presets sample, folder, "),
+    ([*FOLDER, "--data.path=/tmp"], "--data.path is no flag: did you mean --config.data.path?"),
+    ([*FOLDER, "--workdr=/tmp"], "Unknown command line flag 'workdr'. Did you mean: workdir ?"),
+    ([*FOLDER, "config.batch_size=4"], "'config.batch_size=4' is no flag: settings are given as --config.KEY=VALUE."),
+    ([*FOLDER, "--config.data.path=grass_jax", "--processes=2"], "--coordinator"),
+    (
+        [*SEGMENT, "--config.data.path=grass_jax", "--config.data.classes=field,forest"],
+        "config.data.classes must name two classes or more, not 1: "
+        "--config.data.classes=\"('field','forest','town')\".",
+    ),
+]
 
 
 def test_a_mistake_is_answered_before_any_work(tmp_path):
-    job = ["--config=configs/gs.py:folder", f"--config.data.path={tmp_path}", f"--workdir={tmp_path / 'run'}"]
-    cases = [([*job, flag], "") for flag in MISTAKES]
-    for words, (code, said) in zip(MISTAKES.values(), answers(cases, tmp_path), strict=True):
+    cases = [([*arguments, f"--workdir={tmp_path / 'run'}"], "") for arguments, _ in MISTAKES]
+    for (_, words), (code, said) in zip(MISTAKES, answers(cases, tmp_path), strict=True):
         (line,) = said.strip().splitlines()
         assert line.startswith("grass_jax: ")
         assert words in line
