@@ -164,7 +164,8 @@ def seen_in_pretraining(config: Any, names: Sequence[str]) -> int:
     seen = [name for name in own if not data.get("exclude") or not re.search(data["exclude"], name)]
     if seen:
         logging.warning(
-            "The encoder was pretrained on %d of the %d test images (%s, ...): set config.data.exclude there.",
+            "The encoder was pretrained on %d of the %d test images (%s, ...): choose them by a pattern, "
+            "--config.data.test=PATTERN, and pretrain with --config.data.exclude=PATTERN.",
             *(len(seen), len(names), seen[0]),
         )
     return len(seen)

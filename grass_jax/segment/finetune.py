@@ -107,6 +107,7 @@ def run(config: Any, workdir: str | Path) -> dict[str, Any] | None:
             *(workdir, len(chosen), len(labelled.train), config.head.name, config.init or "random weights"),
             *(mesh.size, jax.devices()[0].device_kind),
         )
+        seen = seen_in_pretraining(config, [scene.name for scene in labelled.test])
         if linear and not done:
             state = fit_linear_head(config, task.init(), source, len(labelled.classes))
             checkpoints.save_surely(end, jax.device_put(state, sharding.replicated(mesh)))
@@ -139,7 +140,7 @@ def run(config: Any, workdir: str | Path) -> dict[str, Any] | None:
         "chosen_step": counted,
     }
     if labelled.test:
-        found["test_scenes_seen_in_pretraining"] = seen_in_pretraining(config, [scene.name for scene in labelled.test])
+        found["test_scenes_seen_in_pretraining"] = seen
         settings = config.evaluate
         evaluation = evaluate(
             forward(variables_of(state)),
@@ -155,8 +156,6 @@ def run(config: Any, workdir: str | Path) -> dict[str, Any] | None:
             write_confusion(workdir, evaluation, labelled.classes)
             draw_evaluation(workdir / "figures", evaluation, labelled.classes, labelled.colours, title="Test scenes")
             log_scores("test", evaluation.scores)
-    elif first:
-        logging.warning("config.data.test chooses no scene, so nothing was scored.")
     seconds = time.monotonic() - began
     return finish(workdir, steps=end, tiles=len(source), seconds=seconds, more=found) if first else None
 
@@ -196,6 +195,8 @@ def prepared(config: Any, mesh: Mesh) -> Prepared:
         check_batch_size(config.batch_size, devices=mesh.size)
     labelled = sharding.in_all(lambda: open_data(config.data, numbers=config.bands.numbers))
     settle_bands(config, labelled.bands)
+    if not labelled.test:
+        logging.warning("No scene is kept for testing, nothing will be scored: --config.data.test=PATTERN keeps some.")
     check_class_names(config.evaluate.without, labelled.classes)
     chosen = choose(labelled, config.labels, config.labels_seed)
     training, held = chosen, chosen[:0]

@@ -285,8 +285,22 @@ def test_test_images_that_the_encoder_has_seen_are_counted(tiny, labelled_folder
     assert not caplog.text
     with caplog.at_level("WARNING", logger="absl"):
         assert seen("south_0") == 1
-    assert "pretrained on 1 of the 2 test images (south_1.png" in caplog.text
+    assert (
+        "pretrained on 1 of the 2 test images (south_1.png, ...): choose them by a pattern, --config.data.t"
+        in caplog.text
+    )
     assert initial.seen_in_pretraining(tiny_segment(), ["south_0.png"]) == 0
+
+
+def test_what_spoils_the_score_is_said_before_the_first_step(tiny_segment, tmp_path, monkeypatch, caplog):
+    asked = []
+    monkeypatch.setattr(finetune, "seen_in_pretraining", lambda config, names: asked.append(names))
+    monkeypatch.setattr(finetune, "train", lambda *args, **options: 1 / 0)
+    for test, words in (("south", 0), ("", 1)):
+        with pytest.raises(ZeroDivisionError):
+            finetune.run(tiny_segment(**{"data.test": test}), tmp_path / f"test {test}")
+        assert caplog.text.count("nothing will be scored: --config.data.test=PATTERN keeps some.") == words
+    assert asked == [["south_0.png", "south_1.png"], []]
 
 
 def test_a_list_of_another_run_gives_the_same_crops(finished, tiny_segment, tmp_path, monkeypatch):
