@@ -88,3 +88,25 @@ def test_before_the_last_checkpoint_only_what_it_needs_is_measured(trained):
     checkpoints = trained(probe, validation, Hook(noting("replaced"), with_saves=True), step=step)
     assert called == [*((name, 1) for name in ("probe", "validation", "replaced")), ("validation", 2), ("replaced", 2)]
     assert checkpoints.found == {1: [1], 2: [1, 2]}
+
+
+def test_the_metrics_of_a_step_are_read_when_the_next_one_is_on_its_way(trained):
+    """Reading them waits for the device, which must have something to do by then."""
+    done = []
+
+    class Metric:
+        def __init__(self, step):
+            self.step = step
+
+        def __array__(self, dtype=None, copy=None):
+            done.append(("read", self.step))
+            return np.ones((), dtype)
+
+    def step(state, batch, key):
+        number = sum(what == "run" for what, _ in done) + 1
+        done.append(("run", number))
+        return state, {"loss": Metric(number), "gradient_norm": 1.0}
+
+    trained(step=step)  # with a checkpoint after the second step
+    until = [("run", 1), ("run", 2), ("read", 1), ("read", 2)]
+    assert done == [*until, *((what, number + 2) for what, number in until)]
