@@ -42,7 +42,7 @@ def test_a_method_that_wants_places_gets_those_inside_the_boxes(state, batch):
         value, (stats, metrics) = METHOD.loss(params, stats, features, ())
         return value + geometry.boxes.sum(), (stats, metrics | {"places": geometry.boxes, "flips": geometry.flips})
 
-    spy = METHOD._replace(targets=lambda state, views, geometry: geometry, loss=loss, places=True)
+    spy = METHOD._replace(targets=lambda state, views, geometry: geometry, loss=loss)
     key = jax.random.key(5)
     step = jax.jit(partial(gs_step, method=spy, optimizer=optax.sgd(0.1), augment=augment))
     _, metrics = step(state, batch, key)

@@ -12,9 +12,9 @@ class Method(NamedTuple):
         encode: (params, stats, views, *, begin=0, end=4) -> features (b, 2, h, w, d), stats; one encoder forward in
             train mode. With `end` below 4 the features of that stage; with `begin` above 0 they take the views' place.
         loss: (params, stats, features, targets) -> loss, (stats, metrics); the head and what follows it.
-        targets: (state, views, geometry) -> the side of the loss that no gradient enters; () where there is none.
+        targets: (state, views, geometry) -> the side of the loss that no gradient enters; () where there is none. The
+            geometry, an `augment.Geometry`, is None where the augmentation gives none.
         after: (extra, params, targets) -> extra, after the update: moving averages, queues.
-        places: whether `targets` needs the geometry of the views, an `augment.Geometry`; otherwise it may be None.
     """
 
     init: Callable[..., tuple[Any, Any, Any]]
@@ -22,4 +22,3 @@ class Method(NamedTuple):
     loss: Callable[..., tuple[Any, tuple[Any, dict[str, Any]]]]
     targets: Callable[..., Any] = lambda state, views, geometry: ()
     after: Callable[..., Any] = lambda extra, params, targets: extra
-    places: bool = False

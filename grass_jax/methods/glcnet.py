@@ -140,4 +140,4 @@ def glcnet(
         metrics = {**collapse_signals(styles), "global_loss": of_styles, "matched": counts.mean()}
         return value, (stats, metrics)
 
-    return Method(init=init, encode=partial(run_encoder, encoder), loss=loss, targets=targets, places=True)
+    return Method(init=init, encode=partial(run_encoder, encoder), loss=loss, targets=targets)

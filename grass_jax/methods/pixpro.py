@@ -132,4 +132,4 @@ def pixpro(
     def after(extra: Any, params: Any, targets: Any) -> Any:
         return moving_average(extra, {name: params[name] for name in extra}, targets["momentum"])
 
-    return Method(init=init, encode=partial(run_encoder, encoder), loss=loss, targets=targets, after=after, places=True)
+    return Method(init=init, encode=partial(run_encoder, encoder), loss=loss, targets=targets, after=after)

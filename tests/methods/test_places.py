@@ -92,7 +92,6 @@ def test_coverage_is_the_mean_of_a_fine_grid():
 )
 def test_views_without_places_are_refused(tiny_encoder, options):
     method = make_method(tiny_encoder, options, total_steps=10)
-    assert method.places
     state = create_state(jax.random.key(0), method, optax.sgd(0.1), size=32)
     words = rf"^{options['name']} needs the places of the views: let augment return \(views, geometry\)\.$"
     with pytest.raises(ValueError, match=words):
