@@ -14,7 +14,7 @@ from grass_jax.config import UNITS, differing, flatten, phase_length
 from grass_jax.data.faults import cause_of
 from grass_jax.models import build_encoder
 from grass_jax.report.records import read_record
-from grass_jax.sharding import agree
+from grass_jax.sharding import agree, read_by_first
 
 MAX_WIDTH = 4096  # no ResNet comes near
 TASK_WORDS = {"pretrain": "pretraining", "segment": "fine-tuning", "compare": "comparison"}
@@ -143,7 +143,9 @@ def refuse_other_trunk(trunk: str | Path, config: dict[str, Any], data: dict[str
         ResumeError: it is no such run, or it is another one than this run would have begun with.
     """
     try:
-        old, begun, kept = run_config(trunk, task="pretrain"), begun_with(trunk)[1], kept_steps(trunk)
+        old, begun, kept = read_by_first(
+            lambda: [run_config(trunk, task="pretrain"), begun_with(trunk)[1], kept_steps(trunk)]
+        )
     except FileNotFoundError as error:
         raise ResumeError(f"config.branch: {error}") from error
     phases, wanted = list(old["phases"]), list(config["phases"])
@@ -186,14 +188,18 @@ def refuse_other_run(
     path = place(workdir) / "config.json"
     if done == 0:
         return
-    if not path.exists():
-        raise ResumeError(f"{workdir} has checkpoints but no config.json to compare with: give another --workdir.")
-    try:
-        begun, before = begun_with(workdir)
-    except FileNotFoundError as error:
-        raise ResumeError(
-            f"{path}, which the run has to be compared with, is damaged: put a copy of it in its place."
-        ) from error
+
+    def read() -> list[dict[str, Any]]:
+        if not path.exists():
+            raise ResumeError(f"{workdir} has checkpoints but no config.json to compare with: give another --workdir.")
+        try:
+            return list(begun_with(workdir))
+        except FileNotFoundError as error:
+            raise ResumeError(
+                f"{path}, which the run has to be compared with, is damaged: put a copy of it in its place."
+            ) from error
+
+    begun, before = read_by_first(read)
     refused, end = [], 0
     old_phases = begun["phases"]
     for key in changed(begun, config):

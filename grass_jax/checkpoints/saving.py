@@ -24,8 +24,8 @@ from grass_jax.checkpoints.disk_space import obstacle
 from grass_jax.checkpoints.in_s3 import CopiedCheckpoints
 from grass_jax.checkpoints.manager import Manager
 from grass_jax.checkpoints.reading import cause, checked
-from grass_jax.checkpoints.together import anywhere, failing_together, refuse_other_folders
-from grass_jax.sharding import wait_for_all
+from grass_jax.checkpoints.together import anywhere, failing_together, refuse_other_folders, see_alike
+from grass_jax.sharding import read_by_first, wait_for_all
 
 ASIDE = "damaged_checkpoints"  # folder of the run that takes what cannot be read
 HALF_WRITTEN = ".orbax-checkpoint-tmp"
@@ -61,6 +61,7 @@ class Checkpoints:
         self._left_out = 0  # saves that failed since the last one that did not
         sent = None if self._copies is None else self._copies.send
         self._manager = Manager(self._folder, keep=keep, keep_steps=keep_steps, best=best, after_writing=sent)
+        see_alike(self._manager, self._folder.parent)
 
     @property
     def latest(self) -> int | None:
@@ -150,16 +151,20 @@ class Checkpoints:
         """Step of the kept checkpoint with the highest number, the later of equals; None where none has one."""
         if self._best is None:
             return None
-        scored = [(self._manager.metrics(step), step) for step in self._manager.all_steps()]
-        return max([(m[self._best], step) for m, step in scored if m], default=(0, None))[1]
 
-    def restore(self, state: Any, sharding: Sharding, step: int | None = None) -> Any:
+        def scores() -> list[tuple[float, int]]:
+            found = [(self._manager.metrics(step), step) for step in self._manager.all_steps()]
+            return [(numbers[self._best], step) for numbers, step in found if numbers]
+
+        return max(read_by_first(scores), default=(0, None))[1]
+
+    def restore(self, state: Any, sharding: Sharding, step: int) -> Any:
         """Reads a checkpoint.
 
         Args:
             state: a state of the same structure, shapes and dtypes (arrays or `jax.eval_shape`'s).
             sharding: where the arrays go.
-            step: of the checkpoint; None takes the newest.
+            step: of the checkpoint.
 
         Returns:
             The state, on the devices of the sharding.
@@ -167,7 +172,6 @@ class Checkpoints:
         Raises:
             ResumeError: it does not hold what was saved.
         """
-        step = self.latest if step is None else step
         restored, why = self._read(state, sharding, step)
         if why:
             folder = self._folder / str(step)
@@ -192,7 +196,7 @@ class Checkpoints:
         """
         self._remove_half_written()
         steps, damaged = sorted(self._manager.all_steps(), reverse=True), {}
-        refuse_other_folders(self._folder.parent, steps)
+        refuse_other_folders(self._folder.parent)
         shapes = jax.eval_shape(state) if steps else None
         for step in steps:
             restored, why = self._read(shapes, sharding, step)
@@ -247,7 +251,7 @@ class Checkpoints:
         if self._copies is not None:
             self._copies.close()
 
-    def _read(self, state: Any, sharding: Sharding, step: int | None) -> tuple[Any, str]:
+    def _read(self, state: Any, sharding: Sharding, step: int) -> tuple[Any, str]:
         """A checkpoint's state, or why it cannot be read; all processes get the same answer."""
         template = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), state)
         args = ocp.args.StandardRestore(template)
@@ -271,6 +275,7 @@ class Checkpoints:
         if damaged:
             wait_for_all()
             self._manager.reload()
+            see_alike(self._manager, self._folder.parent)
 
     def _failed(self, step: int, why: str) -> None:
         with suppress(Exception):  # a failure that another process has met first

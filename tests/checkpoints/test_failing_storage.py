@@ -17,11 +17,12 @@ import pytest
 from jax.experimental import multihost_utils
 
 from grass_jax.buckets import of_storage
-from grass_jax.checkpoints import disk_space, reading, saving, together
+from grass_jax.checkpoints import disk_space, reading, resume, saving, together
 from grass_jax.checkpoints.disk_space import obstacle
 from grass_jax.checkpoints.reading import checked
-from grass_jax.checkpoints.saving import Checkpoints, SaveError
+from grass_jax.checkpoints.saving import Checkpoints, ResumeError, SaveError
 from grass_jax.checkpoints.together import ElsewhereError, failing_together
+from grass_jax.report.atomic import DiskFullError
 from grass_jax.sharding import make_mesh, replicated
 
 HttpError = type("HttpError", (Exception,), {"__module__": "gcsfs.retry"})  # as the library's: no OSError
@@ -148,11 +149,74 @@ def test_processes_that_wait_for_each_other_fail_together(monkeypatch, others, o
     assert multihost_utils.sync_global_devices is wait
 
 
+@pytest.fixture
+def second(monkeypatch) -> list[str]:
+    """This process is the second of two; the list is what they have been asked to agree on."""
+    agreed: list[str] = []
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    monkeypatch.setattr(together, "agree", lambda digest, _: agreed.append(digest))
+    monkeypatch.setattr(together, "anywhere", bool)
+    return agreed
+
+
+def test_a_checkpoint_that_another_host_does_not_see_yet_is_waited_for(second, tmp_path, monkeypatch):
+    """NFS shows a folder as it was before the last checkpoints were named, and an older one was deleted."""
+    seen, waited = [[1, 2], [1, 2], [2, 3], [2, 3, 4]], []
+    manager = SimpleNamespace(all_steps=lambda: seen[0], reload=lambda: seen.pop(0))
+    monkeypatch.setattr(together, "read_by_first", lambda _: [2, 3, 4])
+    monkeypatch.setattr(together, "refuse_other_folders", lambda workdir: second.append(workdir))
+    together.see_alike(manager, tmp_path, sleep=waited.append)
+    assert (seen, waited, second) == ([[2, 3, 4]], [1, 1, 1], [tmp_path])
+    together.see_alike(manager, tmp_path, sleep=waited.append)
+    assert len(waited) == 3
+    manager.all_steps, manager.reload = lambda: [1], raising(STALE)
+    together.see_alike(manager, tmp_path, sleep=waited.append)
+    assert (len(waited), second[2:]) == (3 + together.STALE_SECONDS, ["[1]"])
+
+
+def test_a_folder_is_shared_where_the_mark_of_the_first_is_seen(second, tmp_path, monkeypatch):
+    waited: list[float] = []
+
+    def sleep(seconds):
+        waited.append(seconds)
+        (tmp_path / "mark").touch() if len(waited) == 2 else None
+
+    monkeypatch.setattr(together, "read_by_first", lambda _: "mark")
+    together.refuse_other_folders(tmp_path, sleep=sleep)
+    assert (waited, second) == ([1, 1], ["True"])
+    together.refuse_other_folders(tmp_path / "own", sleep=waited.append)
+    assert second == ["True", "False"]
+    monkeypatch.setattr(jax, "process_index", lambda: 0)
+    monkeypatch.setattr(together, "read_by_first", lambda read: read())
+    together.refuse_other_folders(tmp_path)
+    assert second[2:] == ["True"]
+    assert [path.name for path in tmp_path.iterdir()] == ["mark"]
+    monkeypatch.setattr(Path, "write_bytes", raising(OSError(errno.ENOSPC, "No space left on device")))
+    with pytest.raises(DiskFullError, match=r"shared_by_all_\w+ cannot be written, as its disk is full: make room"):
+        together.refuse_other_folders(tmp_path)
+
+
+def test_the_first_process_says_which_checkpoint_is_the_best_and_what_the_run_began_with(tmp_path, monkeypatch):
+    """The files of a score may not be seen by another host yet, and each would go on from a checkpoint of its own."""
+    with Checkpoints(tmp_path, best="score") as checkpoints:
+        checkpoints.save_surely(1, state_of(1), {"score": 0.5})
+        monkeypatch.setattr(saving, "read_by_first", lambda _: [[0.9, 4], [0.5, 1]])
+        assert checkpoints.best_step() == 4
+    begun = {"phases": ["gs"], "gs": {"steps": 2}}
+    data = {"tiles": 8, "batch_size": 2}
+    monkeypatch.setattr(resume, "read_by_first", lambda _: [begun, data])
+    resume.refuse_other_run(tmp_path, begun, data, steps_per_epoch=4, done=1)
+    with pytest.raises(ResumeError, match=r"another configuration \(gs\.steps"):
+        resume.refuse_other_run(tmp_path, {**begun, "gs": {"steps": 1}}, data, steps_per_epoch=4, done=1)
+
+
 TWO = """
 import sys
 import numpy as np, jax
 from orbax.checkpoint import AsyncCheckpointer, CheckpointManager
 from grass_jax.checkpoints import reading
+from grass_jax.checkpoints.manager import Manager
 from grass_jax.checkpoints.saving import Checkpoints
 from grass_jax.sharding import initialize, make_mesh, replicated
 
@@ -177,6 +241,13 @@ with Checkpoints(workdir) as checkpoints:
     fail_once(CheckpointManager, "restore", 1)
     step, found = checkpoints.go_on(lambda: {"w": np.zeros(2, np.float32)}, everywhere)
 print("found", step, float(found["w"].addressable_data(0)[0]), flush=True)
+
+load, stale = Manager._load_checkpoint_infos, [2] * 2 * jax.process_index()
+def load_stale(self, skip_metadata_read=False):
+    return [info for info in load(self, skip_metadata_read) if [info.step] != stale[:1] or not stale.pop()]
+Manager._load_checkpoint_infos = load_stale
+with Checkpoints(workdir) as checkpoints:
+    print("seen", checkpoints.latest, len(stale), flush=True)
 """
 
 
@@ -190,7 +261,8 @@ def test_two_processes_outlive_storage_that_fails_in_one_of_them(tmp_path):
     command = [sys.executable, "-c", TWO, str(tmp_path), port]
     pair = [subprocess.Popen([*command, str(process)], **where) for process in range(2)]
     said = [process.communicate(timeout=240)[0] for process in pair]
-    assert ["found 2 2.0" in text for text in said] == [True, True], said
+    assert ["found 2 2.0\n" in text and "seen 2 0\n" in text for text in said] == [True, True], said
+    assert not list(tmp_path.glob("shared*"))
 
 
 def test_the_last_state_is_saved_when_all_processes_say_so(tmp_path, monkeypatch):
