@@ -139,6 +139,12 @@ def test_a_weights_file_that_is_not_there_is_named_first(tiny_compare, tmp_path)
         comparison.run(tiny_compare(weights="~/no.pth"), tmp_path)
 
 
+def test_a_workdir_that_is_a_file_is_refused_before_any_work(tiny_compare, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"^--workdir=.*file cannot be written to \(Not a directory\): give a folder"):
+        comparison.run(tiny_compare(), tmp_path / "file")
+
+
 def test_without_test_scenes_it_is_refused(tiny_compare, tmp_path):
     with pytest.raises(ConfigError, match=r"^config\.data\.test chooses no scene, .*\.$"):
         comparison.run(tiny_compare(**{"data.test": ""}), tmp_path)
