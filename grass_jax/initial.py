@@ -159,7 +159,7 @@ def seen_in_pretraining(config: Any, names: Sequence[str]) -> int:
     if not data["path"] or (data["name"], config.data.name) != ("image_folder", "segmentation_folder"):
         return 0  # a published data set trains on its own training part
     folder = _resolved(data["path"])
-    images = _resolved(config.data.path) / Path(config.data.images).expanduser()
+    images = images_folder(config.data)
     own = [(images / name).relative_to(folder).as_posix() for name in names if (images / name).is_relative_to(folder)]
     seen = [name for name in own if not data.get("exclude") or not re.search(data["exclude"], name)]
     if seen:
@@ -169,6 +169,11 @@ def seen_in_pretraining(config: Any, names: Sequence[str]) -> int:
             *(len(seen), len(names), seen[0]),
         )
     return len(seen)
+
+
+def images_folder(data: Mapping[str, Any] | Any) -> Path:
+    """Where the images of a labelled folder are; `data` is the section of a config."""
+    return _resolved(data["path"]) / Path(data["images"]).expanduser()
 
 
 def _resolved(path: str) -> Path:

@@ -1,7 +1,9 @@
 """The tasks that use a fine-tuned network: scoring it on another labelled folder, and mapping images."""
 
 import json
+import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,11 @@ from absl import logging
 
 from grass_jax.bands import RGB
 from grass_jax.buckets import on_this_machine, open_workdir, place
-from grass_jax.config import ConfigError
+from grass_jax.checkpoints.reading import kept_steps
+from grass_jax.checkpoints.resume import run_config
+from grass_jax.config import ConfigError, phase_length
 from grass_jax.data.landscape import landscape
+from grass_jax.initial import images_folder
 from grass_jax.report.atomic import replacing
 from grass_jax.report.environment import environment
 from grass_jax.report.log import write_json
@@ -21,7 +26,7 @@ from grass_jax.schemas import check
 from grass_jax.segment.evaluate import check_class_names, draw_evaluation, evaluate, log_scores, write_confusion
 from grass_jax.segment.labelled_data import open_all_scenes, open_data
 from grass_jax.segment.map_writer import OutputError
-from grass_jax.segment.model import Segmentation, load_segmenter
+from grass_jax.segment.model import Segmentation, counted_step, load_segmenter
 from grass_jax.segment.predict import predict_files
 from grass_jax.sharding import local_mesh, sum_over_processes
 
@@ -69,6 +74,7 @@ def evaluate_model(config: Any, workdir: str | Path) -> dict[str, Any] | None:
         raise ConfigError(f"{workdir} holds the scores of another model or data set: give another --workdir.")
     scenes = labelled.test if labelled else open_all_scenes(config.data, network.bands)
     logging.info("Scoring %s on %d scenes.", config.model, len(scenes))
+    seen = seen_in_training(config, [scene.name for scene in scenes])
     settings = config.evaluate
     evaluation = evaluate(
         network.forward(local_mesh()),
@@ -88,7 +94,8 @@ def evaluate_model(config: Any, workdir: str | Path) -> dict[str, Any] | None:
     write_confusion(workdir, evaluation, classes)
     draw_evaluation(workdir / "figures", evaluation, classes, network.colours, title=Path(config.data.path).name)
     log_scores("scores", evaluation.scores)
-    summary = {**what, "seconds": round(time.monotonic() - began, 1), "test": evaluation.scores}
+    summary = {**what, "seconds": round(time.monotonic() - began, 1), "scenes_seen_in_training": seen}
+    summary["test"] = evaluation.scores
     write_json(workdir / "summary.json", {**summary, "environment": environment()})
     return summary
 
@@ -163,10 +170,46 @@ def demonstration(workdir: Path) -> Path:
     return path
 
 
+def seen_in_training(config: Any, names: Sequence[str]) -> int:
+    """Counts the scenes to score on of which the network was trained on crops, and warns where there are some.
+
+    Args:
+        config: of the scoring.
+        names: of the scenes, relative to the images' folder.
+
+    Returns:
+        Their number; 0 where the run of the network was on another folder.
+    """
+    data, crops = run_config(config.model, task="segment")["data"], place(config.model) / "labels.txt"
+    if {data["name"], config.data.name} != {"segmentation_folder"} or not crops.exists():
+        return 0  # the sample and the published sets are scored on their own test part
+    if images_folder(data) != images_folder(config.data):
+        return 0
+    trained = {line.rsplit("\t", 2)[0] for line in os.fsdecode(crops.read_bytes()).split("\n")}
+    seen = [name for name in names if name in trained]
+    if seen:
+        logging.warning(
+            "%d of these %d scenes trained this network (%s, ...): give another config.data.path; the score of its "
+            "run's own test scenes is in %s.",
+            *(len(seen), len(names), seen[0], place(config.model) / "summary.json"),
+        )
+    return len(seen)
+
+
 def _network(config: Any) -> Segmentation:
     if not config.model:
         raise ConfigError("config.model must be the folder of a fine-tuning run: --config.model=runs/segment_sample.")
     try:
-        return load_segmenter(config.model, config.model_step or None)
+        network = load_segmenter(config.model, config.model_step or None)
+        if not config.model_step and counted_step(config.model) is None:
+            _warn_of_unfinished(config.model)
     except FileNotFoundError as error:
         raise ConfigError(f"config.model: {error}") from error
+    return network
+
+
+def _warn_of_unfinished(model: str) -> None:
+    run, done = run_config(model, task="segment"), kept_steps(model)[-1]
+    end = 1 if run["head"]["name"] == "linear" else sum(phase_length(run[name], 1) for name in run["phases"])
+    if done < end:
+        logging.warning("%s has done %d of %d steps: start its command again, which goes on.", model, done, end)

@@ -141,14 +141,13 @@ def run(config: Any, workdir: str | Path) -> dict[str, Any] | None:
     }
     if labelled.test:
         found["test_scenes_seen_in_pretraining"] = seen
-        settings = config.evaluate
         evaluation = evaluate(
             forward(variables_of(state)),
             labelled.test,
             **shared,
-            boundary=settings.boundary,
-            without=settings.without,
-            pictures=settings.figure_scenes,
+            boundary=config.evaluate.boundary,
+            without=config.evaluate.without,
+            pictures=config.evaluate.figure_scenes,
             title="testing",
         )
         found["test"] = evaluation.scores

@@ -323,6 +323,31 @@ def evaluation(finished, labelled_folder, **changes):
     return config
 
 
+def test_scenes_that_trained_the_network_and_a_run_that_has_not_ended_are_named(
+    finished, labelled_folder, tmp_path, monkeypatch, caplog
+):
+    run = tmp_path / "run"
+    shutil.copytree(finished[0], run)
+    monkeypatch.setattr(apply, "evaluate", lambda *args, **options: 1 / 0)
+
+    def said(folder, **changes):
+        caplog.clear()
+        with pytest.raises(ZeroDivisionError):
+            apply.evaluate_model(evaluation((run,), folder, **changes), tmp_path / "scores")
+        return caplog.text
+
+    shutil.copytree(labelled_folder, tmp_path / "copy")
+    assert "6 of these 8 scenes trained this network (east_0.png, ...): give another" in said(labelled_folder)
+    assert "trained this network" not in said(tmp_path / "copy")
+    (run / "summary.json").unlink()
+    assert "steps: start" not in said(labelled_folder)  # it was killed while it was scored
+    record = json.loads((run / "config.json").read_text())
+    record["config"]["finetune"]["steps"] = 300
+    (run / "config.json").write_text(json.dumps(record))
+    assert f"{run} has done 120 of 300 steps: start its command again" in said(labelled_folder)
+    assert "steps: start" not in said(labelled_folder, model_step=120)
+
+
 def test_another_folder_is_scored_whole(finished, labelled_folder, tmp_path):
     summary = apply.evaluate_model(evaluation(finished, labelled_folder), tmp_path)
     assert summary is not None
