@@ -16,6 +16,7 @@ from grass_jax.models import build_encoder
 from grass_jax.report.records import read_record
 from grass_jax.sharding import agree, read_by_first
 
+NAMED = 5  # keys that differ
 MAX_WIDTH = 4096  # no ResNet comes near
 TASK_WORDS = {"pretrain": "pretraining", "segment": "fine-tuning", "compare": "comparison"}
 
@@ -200,6 +201,9 @@ def refuse_other_run(
             ) from error
 
     begun, before = read_by_first(read)
+    task = str(begun.get("task", "pretrain"))
+    if task != config.get("task", "pretrain"):
+        raise ResumeError(f"{workdir} holds a {TASK_WORDS.get(task, 'different')} run: give another --workdir.")
     refused, end = [], 0
     old_phases = begun["phases"]
     for key in changed(begun, config):
@@ -216,8 +220,9 @@ def refuse_other_run(
     measured = all(key.startswith("bands.") for key in refused)  # the data's, where the configuration leaves them open
     if refused and not (measured and _other_data(before, data)):
         why = ", as after a change of the images" if measured else ""
+        named = ", ".join(refused[:NAMED]) + (f" and {len(refused) - NAMED} more" if refused[NAMED:] else "")
         raise ResumeError(
-            f"{workdir} holds a run of {done} steps with another configuration ({', '.join(refused)}{why}): give the "
+            f"{workdir} holds a run of {done} steps with another configuration ({named}{why}): give the "
             f"old values (they are in {path}) or another --workdir."
         )
     if _other_data(before, data):

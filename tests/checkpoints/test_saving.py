@@ -341,6 +341,18 @@ def test_a_run_that_began_before_a_key_existed_goes_on(tmp_path):
     assert changed(old, old | {"micro_batches": 1, "seed": 1}) == ["seed"]
 
 
+def test_another_run_is_refused_in_a_few_words(tmp_path):
+    data = {"tiles": 30, "batch_size": 8, "tiles_digest": "a"}
+    old = {"task": "pretrain", "phases": ["warmup"], "warmup": {"epochs": 2}, "model": dict.fromkeys("abcdefg", 1)}
+    (tmp_path / "config.json").write_text(json.dumps({"config": old, "data": data}))
+    for keys, named in (("abcde", r"model\.a, .*, model\.e"), ("abcdefg", r"model\.a, .*, model\.e and 2 more")):
+        model = {"model": {**old["model"], **dict.fromkeys(keys, 2)}}
+        with pytest.raises(ResumeError, match=rf"another configuration \({named}\): give the old"):
+            refuse_other_run(tmp_path, old | model, data, steps_per_epoch=3, done=3)
+    with pytest.raises(ResumeError, match=r" holds a pretraining run: give another --workdir\.$"):
+        refuse_other_run(tmp_path, {**old, "task": "segment"}, data, steps_per_epoch=3, done=3)
+
+
 def test_pixels_are_compared_where_both_sides_know_them(tmp_path):
     plain = {"task": "pretrain", "phases": ["warmup"], "warmup": {"epochs": 2}}
     data = {"tiles": 30, "batch_size": 8, "tiles_digest": "a"}
