@@ -30,6 +30,7 @@ from grass_jax.data_rules import refuse_masks
 from grass_jax.guidance import GuidanceSettings
 from grass_jax.guidance_pictures import guidance_pictures
 from grass_jax.initial import follow_encoder, initial_encoder, settle_bands
+from grass_jax.methods.registry import CONTRASTED
 from grass_jax.report import figures
 from grass_jax.report.environment import environment
 from grass_jax.report.log import read_metrics, write_json
@@ -245,6 +246,7 @@ def pretraining_task(
             seed=config.seed,
             workers=config.data.workers,
             replaced=replaced,
+            log_overlaps=config.method.name in CONTRASTED,
         ),
         batch_size=batch_size,
         steps_per_epoch=length,

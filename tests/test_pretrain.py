@@ -14,6 +14,7 @@ import orbax.checkpoint as ocp
 import pytest
 from PIL import Image
 
+from configs.baselines import byol
 from grass_jax import build, pretrain
 from grass_jax.bands import RGB
 from grass_jax.build import build_schedule
@@ -152,6 +153,17 @@ def test_a_run_that_a_signal_stopped_goes_on_even_from_the_checkpoint_before(
     for expected, actual in zip(arrays(finished[0]), arrays(tmp_path), strict=True):
         np.testing.assert_array_equal(actual, expected)
     assert [record["step"] for record in read_metrics(tmp_path)] == list(range(1, 13))
+
+
+def test_methods_without_negatives_say_nothing_of_overlapping_tiles(tiny, tmp_path):
+    base, other = tiny(), byol.get_config("folder")
+    other.update({key: base[key] for key in ("data", "model", "augment", "batch_size")})
+    for config, logs in ((base, True), (other, False)):
+        source, size, _, ends = pretrain.prepared(config, make_mesh())
+        task = pretrain.pretraining_task(
+            config, source, jax.random.key(0), batch_size=size, ends=ends, workdir=tmp_path
+        )
+        assert task.batches.keywords["log_overlaps"] is logs
 
 
 def test_another_config_in_the_same_folder_is_refused(finished, tiny):

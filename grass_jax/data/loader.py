@@ -132,6 +132,7 @@ def batches(
     workers: int = 0,
     threads: int | None = None,
     negatives: bool = True,
+    log_overlaps: bool = True,
     replaced: Replaced | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
     """This process's rows of the global batches of steps `start` to `stop` - 1.
@@ -149,7 +150,8 @@ def batches(
         process_count: number of processes.
         workers: worker processes that read and decode; 0 reads in threads of this process.
         threads: reading threads per process, each with one batch in memory; up to 8, by the cores, where None.
-        negatives: the tiles of a batch are negatives of one another, so overlapping ones are kept apart.
+        negatives: the tiles of a batch may be negatives of one another, so overlapping ones are kept apart.
+        log_overlaps: the tiles are negatives, so the log says how many overlapping ones could not be kept apart.
         replaced: counts the rows whose tile could not be read; None counts them for this call alone.
 
     Returns:
@@ -169,7 +171,7 @@ def batches(
     steps = BatchSource(
         source, batch_size=batch_size, seed=seed, start=start, stop=stop, rows=rows, negatives=negatives
     )
-    if start < stop:
+    if log_overlaps and start < stop:
         _log_overlaps(steps, process_index)
     threads = min(MOST_THREADS, cores()) if threads is None else threads
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(2, threads))
@@ -208,8 +210,9 @@ def _log_overlaps(steps: BatchSource, process_index: int) -> None:
     pairs = steps.order(epoch)[1]
     if pairs and process_index == 0:
         logging.warning(
-            "%d pairs of overlapping tiles share a batch in epoch %d and count as negatives of each other: "
-            "use a smaller batch or a larger stride.",
+            "%d pairs of overlapping tiles share a batch in epoch %d and count as negatives of each other: use a "
+            "smaller batch or a larger stride; at the default stride, images whose sides are multiples of tile_size "
+            "have none.",
             pairs,
             epoch,
         )

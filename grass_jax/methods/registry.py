@@ -26,6 +26,7 @@ NAMES = (
     "pixpro",
     "glcnet",
 )
+CONTRASTED = ("simclr", "false", "glcnet")  # of which the tiles of a batch are negatives of one another
 
 
 def rules_of(name: str) -> dict[str, Rule]:

@@ -116,6 +116,8 @@ def test_overlapping_tiles_that_share_a_batch_are_counted_in_the_log(place, capl
     dense = open_tiles("image_folder", **place, stride=8)
     list(batches(dense, batch_size=10, seed=0, start=0, stop=1))
     assert "overlapping tiles share a batch" not in caplog.text
+    list(batches(dense, batch_size=40, seed=0, start=0, stop=3, log_overlaps=False))
+    assert "overlapping tiles share a batch" not in caplog.text
     list(batches(dense, batch_size=40, seed=0, start=0, stop=3))
     assert caplog.text.count("overlapping tiles share a batch") == 1
 
