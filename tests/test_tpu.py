@@ -58,8 +58,9 @@ def test_gs_step_compiles_for_eight_chips():
     assert cost.unknown_loops == 0
     # forward, backward and the guidance's forward of 64 views by a network of 4.09 billion products each
     assert 0.9 < cost.flops / (64 * 4 * 2 * 4.09e9) < 1.3
-    views_per_chip = 256 // 8 * 2 * 224 * 224 * 3 * 2
-    assert sum(cost.moved.values()) < views_per_chip * 16
+    # the gradients in bfloat16, summed over a ring, and little else: a chip's views alone would be 19 MB more to send
+    gradients = 2 * sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    assert 0.9 < sum(cost.moved.values()) / (2 * 7 / 8 * gradients) < 1.2
     assert not re.search(r"callback|host_?compute|infeed|outfeed", compiled.program.as_text() or "", re.IGNORECASE)
 
 
