@@ -125,8 +125,8 @@ def test_what_was_compiled_into_a_folder_is_taken_from_it_and_costs_the_same(tmp
     def compiled():
         return jax.jit(lambda x: jnp.sin(x @ x)).lower(jnp.ones((16, 16))).compile()
 
-    jax.monitoring.register_event_listener(lambda event, **_: event.endswith("/cache_hits") and hits.append(event))
     first = compiled()
+    jax.monitoring.register_event_listener(lambda event, **_: event.endswith("/cache_hits") and hits.append(event))
     for folder, count in (("a", 0), ("a", 1), ("b", 1), ("a", 2)):
         with step.kept_in(str(tmp_path / folder)):
             again = compiled()
