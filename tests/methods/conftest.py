@@ -8,7 +8,7 @@ import optax
 import pytest
 
 from grass_jax.augment import Augmentation, two_views
-from grass_jax.models import build_encoder
+from grass_jax.models.resnet import BasicBlock, ResNet
 from grass_jax.sharding import global_batch, make_mesh
 from grass_jax.state import create_state
 from grass_jax.steps import compile_step, gs_step, warmup_step
@@ -18,8 +18,8 @@ TILES, SIZE = 16, 32
 
 @pytest.fixture(scope="session")
 def tiny_encoder():
-    """A ResNet-18 of width 8 whose features are 4x4 at views of 32."""
-    return build_encoder("resnet18", width=8, output_stride=8)
+    """A ResNet of one block a stage, which compiles in half the time of a ResNet-18; 4x4 features at views of 32."""
+    return ResNet(blocks=(1, 1, 1, 1), block=BasicBlock, width=8, output_stride=8)
 
 
 @pytest.fixture(scope="session")
