@@ -147,4 +147,4 @@ def test_thirty_updates(train30, tiny_encoder):
     # both halves learn
     for part in (lambda s: s["global_loss"], lambda s: 2 * s["loss"] - s["global_loss"]):
         values = [part(step) for step in metrics]
-        assert np.mean(values[-5:]) < np.mean(values[:5]) - 0.2
+        assert np.mean(values[-5:]) < np.mean(values[:5]) - 0.1

@@ -133,7 +133,7 @@ def test_sixty_updates(run_steps, tiny_encoder):
     _, metrics = run_steps(method, warmup_step, 60, rate=3e-3)
     losses = [step["loss"] for step in metrics]
     # from the second step the queue holds keys: log 33 where all are alike
-    assert abs(np.mean(losses[1:6]) - np.log(33)) < 0.05
+    assert abs(np.mean(losses[1:6]) - np.log(33)) < 0.1
     # by little, for the queue holds every tile twice, as negatives of itself
     assert np.mean(losses[-20:]) < np.mean(losses[1:6]) - 0.06
     assert np.mean([step["embedding_std"] for step in metrics[-5:]]) > 0.4 / np.sqrt(E)  # 1/sqrt(32) fills the sphere

@@ -31,7 +31,7 @@ def test_the_first_parameters_are_those_of_older_runs():
 def test_thirty_updates(train30, tiny_encoder):
     _, metrics = train30(simclr(tiny_encoder, temperature=0.2, embedding=32))
     losses = [step["loss"] for step in metrics]
-    assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 0.3
+    assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 0.2
     last = metrics[-1]
     assert last["embedding_std"] > 0.3 / np.sqrt(32)  # 1/sqrt(32) fills the sphere
     assert last["mean_cosine"] < 0.9
