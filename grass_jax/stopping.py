@@ -63,17 +63,18 @@ class Signals:
     def __enter__(self):
         if threading.current_thread() is not threading.main_thread():
             return self
-        self._stop_listening = _listen(self._speak)
+        # noted before it is announced, here and at the end: what is announced must not be lost
         noted = [s for s in EXIT_CODES if s != signal.SIGHUP or signal.getsignal(s) != signal.SIG_IGN]
         self._before = {signum: signal.signal(signum, self._note) for signum in noted}
+        self._stop_listening = _listen(self._speak)
         return self
 
     def __exit__(self, *_) -> None:
         if not self._before:
             return
+        self._stop_listening()
         for signum, handler in self._before.items():
             signal.signal(signum, signal.SIG_DFL if handler is None else handler)  # pyright: ignore[reportArgumentType]
-        self._stop_listening()
         self._before = {}
 
     def _note(self, signum: int, frame: FrameType | None) -> None:

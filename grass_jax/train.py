@@ -135,8 +135,7 @@ def train(
             logging.info("Resuming after step %d of %d.", start, end)
         state = jax.device_put(task.init(), replicated(mesh)) if begun is None else begun
         watch = Watch(signals, save_after=60 * checkpoint_minutes, start=start)
-        wait = InputWait(advise=first)
-        report = _Report(task, log, progress, wait, log_every)
+        report = _Report(task, log, progress, log_every)
         if not start:
             run_hooks([hook for hook in task.hooks if hook.at_start], task.phases[0], 0, state, task, log)
         for phase in task.phases:
@@ -144,7 +143,7 @@ def train(
                 continue
             step = compile_step(phase.step, mesh)
             begin = max(start, phase.begin)
-            for i, batch in enumerate(wait.over(task.batches(begin, phase.end)), begin):
+            for i, batch in enumerate(report.wait.over(task.batches(begin, phase.end)), begin):
                 state, metrics = step(state, global_batch(batch, mesh), jax.random.fold_in(key, i))
                 report.late(phase, i + 1, metrics)
                 checkpoints.poll()
@@ -207,9 +206,14 @@ def phases_of(names: Sequence[str], steps: Sequence[Callable], ends: Sequence[in
 class _Report:
     """Fetches the metrics of a step when the next one is on its way, and passes them on."""
 
-    def __init__(self, task: Task, log: MetricsLog, progress: Progress, wait: InputWait, every: int):
-        self._task, self._log, self._progress, self._wait, self._every = task, log, progress, wait, every
+    def __init__(self, task: Task, log: MetricsLog, progress: Progress, every: int):
+        self._task, self._log, self._progress, self._every = task, log, progress, every
+        self.wait = InputWait(self._idle, advise=jax.process_index() == 0)
         self._waiting: tuple[Phase, int, dict[str, jax.Array]] | None = None
+
+    def _idle(self) -> bool:
+        loss = None if self._waiting is None else self._waiting[2]["loss"]
+        return not isinstance(loss, jax.Array) or loss.is_ready()
 
     def late(self, phase: Phase, step: int, metrics: dict[str, jax.Array]) -> None:
         self.flush()
@@ -231,7 +235,7 @@ class _Report:
                 phase=phase.name,
                 learning_rate=self._task.schedule[step - 1],
                 images_per_second=self._progress.images_per_second,
-                input_wait=self._wait.share(),
+                input_wait=self.wait.share(),
                 **metrics,
             )
         if not np.isfinite([metrics["loss"], metrics["gradient_norm"]]).all():

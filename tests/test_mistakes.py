@@ -81,7 +81,7 @@ MISTAKES = [
         "config.init is not a key of the configuration; the run to use is given with --config.model=RUN.",
     ),
     (["--config=configs/none.py:folder"], "There is no config configs/none.py: give one of configs/compare.py, "),
-    (["--config=configs/labelled.py"], "There is no config configs/labelled.py: give one of "),
+    (["--config=configs/labelled.py"], "configs/labelled.py is no config: it has no function get_config."),
     (["--config", "configs/gs:folder"], "There is no config configs/gs: give one of "),
     (["--config=configs/gs.py:huge"], "configs/gs.py has the presets sample, folder, "),
     ([*FOLDER, "--data.path=/tmp"], "--data.path is no flag: did you mean --config.data.path?"),

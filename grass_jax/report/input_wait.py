@@ -1,4 +1,4 @@
-"""How long a run waits for its tiles: what says whether more reading processes would make it faster."""
+"""Whether the devices wait for tiles: what says that more reading processes would make a run faster."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -7,47 +7,51 @@ from typing import TypeVar
 from absl import logging
 
 Batch = TypeVar("Batch")
-MUCH = 0.1  # share of the time above which a run says what to change
+NOTICEABLE = 0.1  # of the time from batch to batch; a shorter wait is no wait
+OFTEN = 0.5  # share of late batches, twice in a row, with which a run says what to change
 
 
 class InputWait:
-    """The share of the time in which the next batch was not ready.
+    """Counts the batches that came late: the devices had done everything and waited.
 
     Args:
+        idle: whether the devices have nothing more to do.
         clock: returns the time in seconds.
-        advise: says once, in the log, what to change where the share is large.
+        advise: says once, in the log, what to change where many batches are late.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic, *, advise: bool = True):
-        self._clock, self._advise = clock, advise
-        self._waited, self._since = 0.0, clock()
+    def __init__(self, idle: Callable[[], bool], *, clock: Callable[[], float] = time.monotonic, advise: bool = True):
+        self._idle, self._clock, self._advise = idle, clock, advise
+        self._late = self._count = 0
+        self._often = False
 
     def over(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """Passes batches on and adds up the seconds until each is there, but for the first, whose readers start."""
-        batches = iter(batches)
-        first = True
+        """Passes batches on and counts them, but for the first, whose readers start."""
+        batches, before = iter(batches), None
         while True:
             asked = self._clock()
             try:
                 batch = next(batches)
             except StopIteration:
                 return
-            if not first:
-                self._waited += self._clock() - asked
-            first = False
+            now = self._clock()
+            if before is not None:
+                self._count += 1
+                self._late += self._idle() and now - asked > NOTICEABLE * (now - before)
+            before = now
             yield batch
 
-    def share(self) -> float:
-        """Share of the time since the last call (or the beginning), 0 to 1, in which batches were waited for."""
-        now = self._clock()
-        elapsed, waited = now - self._since, self._waited
-        self._since, self._waited = now, 0.0
-        share = waited / elapsed if elapsed > 0 else 0.0
-        if self._advise and share > MUCH:
+    def share(self) -> float | None:
+        """Share of late batches since the last call, 0 to 1; None if there were none."""
+        share = self._late / self._count if self._count else None
+        self._late = self._count = 0
+        often = share is not None and share > OFTEN
+        if self._advise and often and self._often:
             self._advise = False
             logging.warning(
-                "%.0f %% of the time of the last steps went into waiting for tiles: more reading processes "
-                "(config.data.workers) make the run faster, if there are CPU cores for them.",
-                100 * share,
+                "The devices had to wait for the tiles of %.0f %% of the last steps: more reading processes "
+                "(config.data.workers) may make the run faster, if there are CPU cores for them.",
+                100 * (share or 0),
             )
+        self._often = often
         return share
