@@ -213,7 +213,7 @@ class _Report:
 
     def _idle(self) -> bool:
         loss = None if self._waiting is None else self._waiting[2]["loss"]
-        return not isinstance(loss, jax.Array) or loss.is_ready()
+        return not isinstance(loss, jax.Array) or loss.is_ready()  # pyright: ignore[reportAttributeAccessIssue]
 
     def late(self, phase: Phase, step: int, metrics: dict[str, jax.Array]) -> None:
         self.flush()
