@@ -1,18 +1,21 @@
 """Class ids of whole scenes, by one head of a network or by several at once."""
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 
 from grass_jax.data.faults import DataError
 from grass_jax.data.labelled import LabelledScene, OpenedScene
 from grass_jax.data.rasters import reason
 from grass_jax.segment.model import Forward
 from grass_jax.segment.windows import PANEL, sliding
+
+PAUSE = 5.0  # seconds until a scene that could not be read is tried once more: a network disk comes back
 
 
 def predict_scenes(
@@ -70,19 +73,29 @@ def predict_scenes(
 
 
 def _opened(scene: LabelledScene, stack: contextlib.ExitStack) -> OpenedScene:
-    """The scene, open as long as the stack; what goes wrong when it is read is a DataError that names it."""
+    """The scene, open as long as the stack; what goes wrong twice when it is read is a DataError that names it."""
+    current: OpenedScene | None = None
 
-    def read(part: Callable[..., Any], *rows: int) -> Any:
+    def read(part: Callable[[OpenedScene], Any], again: bool = False) -> Any:
+        nonlocal current
         try:
-            return part(*rows)
-        except (MemoryError, DataError):
+            if current is None or again:  # a handle that failed once may do so for ever
+                current = stack.enter_context(scene.open())
+            return part(current)
+        except MemoryError:
             raise
         except Exception as error:  # decoders answer a broken file with anything
             why = f"{scene.name} cannot be read ({reason(error)}): mend it or bring its disk back."
-            raise DataError(why) from error
+            if again:
+                raise DataError(why) from error
+        logging.warning("%s Trying once more.", why)
+        time.sleep(PAUSE)
+        return read(part, again=True)
 
-    opened = read(lambda: stack.enter_context(scene.open()))
-    return opened._replace(rows=partial(read, opened.rows), mask=partial(read, opened.mask))
+    return read(lambda opened: opened)._replace(
+        rows=lambda y0, y1: read(lambda opened: opened.rows(y0, y1)),
+        mask=lambda y0, y1: read(lambda opened: opened.mask(y0, y1)),
+    )
 
 
 def _largest(logits: np.ndarray, heads: int) -> np.ndarray:

@@ -1,7 +1,6 @@
 """Scores a segmentation network on whole scenes: every pixel counts once, in one confusion matrix."""
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +23,6 @@ from grass_jax.segment.model import Forward
 from grass_jax.segment.windows import PANEL
 from grass_jax.sharding import in_all, local_mesh, sum_over_processes
 
-PAUSE = 5.0  # seconds until scenes that could not be read are tried once more: a network disk comes back
 PICTURE = 512  # largest side of a crop of a scene that is kept for the panels, pixels
 BATCH_BYTES = 2**27  # of the logits of several heads, of the windows that are at once on the devices
 ROW_BYTES = 2**28  # of the same, of a row of windows that is being blended
@@ -145,7 +143,7 @@ def evaluate_heads(
                 progress.update()
         return matrices, boundaries, kept
 
-    matrices, boundaries, kept = _trying_twice(lambda: in_all(score_own, DataError))
+    matrices, boundaries, kept = in_all(score_own, DataError)
     matrices, boundaries = sum_over_processes(matrices), sum_over_processes(boundaries)
     if not matrices.any():
         raise ConfigError(
@@ -159,15 +157,6 @@ def evaluate_heads(
         by_scene = {name: (s.group, matrix) for name, s, matrix in zip(names, scenes, each, strict=True)}
         evaluations.append(Evaluation(found, each.sum(0), by_scene, its))
     return evaluations
-
-
-def _trying_twice(read: Callable[[], Any]) -> Any:
-    try:
-        return read()
-    except DataError as error:
-        logging.warning("%s Trying once more.", error)
-    time.sleep(PAUSE)
-    return read()
 
 
 def _all_scores(

@@ -11,7 +11,7 @@ from grass_jax.data.faults import DataError
 from grass_jax.data.labels import IGNORE
 from grass_jax.data.pairs import OpenedScene
 from grass_jax.data.scenes import LabelledScene
-from grass_jax.segment import evaluate
+from grass_jax.segment import class_ids, evaluate
 from grass_jax.segment.boundary import boundary_counts, boundary_f1
 from grass_jax.segment.evaluate import evaluate_heads, scene_records
 
@@ -101,7 +101,7 @@ def test_many_heads_take_fewer_windows_at_once_and_narrower_panels_and_count_the
 def test_a_scene_that_cannot_be_read_is_tried_once_more_and_then_named(monkeypatch, caplog, part, times):
     made, _, mask = scene("a.png", "east", 40, 50, 1)
     waited, failures = [], [OSError("disk gone")] * times
-    monkeypatch.setattr(evaluate.time, "sleep", waited.append)
+    monkeypatch.setattr(class_ids.time, "sleep", waited.append)
 
     def failing(read):
         def attempt(*rows):
@@ -123,8 +123,41 @@ def test_a_scene_that_cannot_be_read_is_tried_once_more_and_then_named(monkeypat
     else:
         with pytest.raises(DataError, match=r"^a\.png cannot be read \(it is broken: disk gone\): mend it or bring"):
             evaluate_heads(pixelwise, [broken], CLASSES, heads=2, **SETTINGS)
-    assert waited == [evaluate.PAUSE]
+    assert waited == [class_ids.PAUSE]
     assert caplog.text.count("Trying once more.") == 1
+
+
+@pytest.mark.parametrize("part", ["rows", "mask"])
+def test_only_the_scene_that_failed_is_read_again_and_from_files_opened_anew(monkeypatch, part):
+    made = [scene(f"{name}.png", "east", 40, 50, seed)[0] for seed, name in enumerate("abc")]
+    expected = evaluate_heads(pixelwise, made, CLASSES, heads=2, **SETTINGS)
+    opened, sizes, handles = [], [], []
+    monkeypatch.setattr(class_ids.time, "sleep", lambda _: None)
+
+    def stale(*rows):
+        raise OSError("stale handle")
+
+    def recorded(made):
+        @contextlib.contextmanager
+        def opening():
+            opened.append(made.name)
+            handles.append(made.name)
+            with made.open() as whole:
+                yield whole._replace(**{part: stale}) if opened == ["a.png", "b.png"] else whole
+            handles.remove(made.name)
+
+        return made._replace(open=opening)
+
+    def forward(tiles):
+        sizes.append(len(tiles))
+        return pixelwise(tiles)
+
+    found = evaluate_heads(forward, [recorded(each) for each in made], CLASSES, heads=2, **SETTINGS)
+    assert sorted(opened) == ["a.png", "b.png", "b.png", "c.png"]
+    assert handles == []
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one.matrix, other.matrix)
+    assert sum(sizes) == 3 * 4 * 6  # windows of 16 pixels every 8, the last at the edge
 
 
 def test_scenes_without_a_label_are_refused():
