@@ -73,8 +73,9 @@ def substitutes(order: np.ndarray, step: int, row: int) -> Iterator[int]:
     """The tiles to try in the place of one: those of the same row in the next batches of the epoch.
 
     This is a function of the order alone, so that the choice is the same on whichever process owns the row. The order
-    is random, so that the tiles lie elsewhere than one in the hole of a damaged file, and it has every tile once, so
-    that two rows of a batch get different ones: one that is in a batch twice would be its own negative.
+    is random, so that the tiles lie elsewhere than one in the hole of a damaged file, and it has every tile once. Two
+    rows of a batch get different ones as long as one of each row's tiles in the epoch can be read: one that is in a
+    batch twice would be its own negative.
 
     Args:
         order: (steps, b) numbers of the tiles of an epoch's global batches.
