@@ -17,7 +17,7 @@ from grass_jax.bands import Bands
 from grass_jax.buckets import open_workdir, place
 from grass_jax.build import build_augment, build_method, build_schedule, initial_state
 from grass_jax.checkpoints.reading import kept_steps
-from grass_jax.checkpoints.resume import refuse_other_processes, refuse_other_run, refuse_other_trunk
+from grass_jax.checkpoints.resume import agree_on_data, refuse_other_run, refuse_other_trunk
 from grass_jax.checkpoints.saving import Checkpoints
 from grass_jax.config import ConfigError, phase_length
 from grass_jax.data.faults import Replaced
@@ -71,7 +71,7 @@ def run(config: Any, workdir: str | Path) -> dict[str, Any] | None:
     data = {"tiles": len(source), "batch_size": batch_size, **source.digests()}
     with Checkpoints(workdir, keep=config.checkpoint.keep, keep_steps=tuple(ends)) as checkpoints:
         plain = config.to_dict()
-        refuse_other_processes(plain, data)
+        data = agree_on_data(plain, data)
         refuse_other_run(workdir, plain, data, steps_per_epoch=length, done=checkpoints.latest or 0)
         init = initial_state(config, init_key, ends)
         done, state = checkpoints.go_on(init, sharding.replicated(mesh))

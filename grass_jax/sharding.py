@@ -93,13 +93,34 @@ def agree(digest: str, what: str) -> None:
     """
     if jax.process_count() == 1:
         return
-    found = _gather(np.frombuffer(hashlib.sha256(digest.encode()).digest(), np.uint32))
-    other = np.flatnonzero((found != found[0]).any(1)).tolist()
+    agree_where_known(hashlib.sha256(digest.encode()).hexdigest(), what)
+
+
+def agree_where_known(text: str, what: str) -> str:
+    """Returns what all processes have given that know it.
+
+    Args:
+        text: of at most `MESSAGE` bytes; empty in processes that do not know it.
+        what: as for `agree`.
+
+    Returns:
+        The text, in every process; empty where none knows it.
+
+    Raises:
+        ConfigError: in every process; names those that differ from the first that knows it.
+    """
+    if jax.process_count() == 1:
+        return text
+    found = _gather(np.frombuffer(text.encode().ljust(MESSAGE, b"\0"), np.uint8))
+    texts = [bytes(row[row > 0]).decode() for row in found]
+    known = next(filter(None, texts), "")
+    other = [str(process) for process, its in enumerate(texts) if its not in ("", known)]
     if other:
         raise ConfigError(
-            f"{what} of process {', '.join(map(str, other))} differs from that of process 0: start all {len(found)} "
-            "processes with the same command, on the same files."
+            f"{what} of process {', '.join(other)} differs from that of process {texts.index(known)}: start all "
+            f"{len(texts)} processes with the same command, on the same files."
         )
+    return known
 
 
 def in_all(work: Callable[[], Result], kind: type[Exception] = ConfigError) -> Result:

@@ -14,9 +14,10 @@ from grass_jax.config import UNITS, differing, flatten, phase_length
 from grass_jax.data.faults import cause_of
 from grass_jax.models import build_encoder
 from grass_jax.report.records import read_record
-from grass_jax.sharding import agree, read_by_first
+from grass_jax.sharding import agree, agree_where_known, read_by_first
 
 NAMED = 5  # keys that differ
+PIXELS = "pixels_digest"  # of the data: what tiles show, which those prepared by earlier versions do not say
 MAX_WIDTH = 4096  # no ResNet comes near
 TASK_WORDS = {"pretrain": "pretraining", "segment": "fine-tuning", "compare": "comparison"}
 
@@ -101,10 +102,24 @@ OF_A_HOST = ("data.path", "data.data_dir", "data.workers", "compilation_cache")
 ADDED = {"micro_batches": 1}
 
 
-def refuse_other_processes(config: Mapping[str, Any], data: Mapping[str, Any]) -> None:
-    """Raises ConfigError, in every process, where the processes of a job have other configurations or other tiles."""
+def agree_on_data(config: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
+    """Compares the configurations and the data of the processes of a job.
+
+    Args:
+        config: nested.
+        data: as for `refuse_other_run`; a host whose tiles were prepared by an earlier version has no `pixels_digest`.
+
+    Returns:
+        The data as all of them know it: with `pixels_digest` where one does.
+
+    Raises:
+        ConfigError: in every process; they have other configurations, other tiles or, where they know them, pixels.
+    """
     shared = {key: value for key, value in flatten(config).items() if key not in OF_A_HOST}
-    agree(json.dumps([shared, data], sort_keys=True), "The configuration or the data")
+    places = {key: value for key, value in data.items() if key != PIXELS}
+    agree(json.dumps([shared, places], sort_keys=True), "The configuration or the data")
+    pixels = agree_where_known(data.get(PIXELS, ""), "The content of the tiles")
+    return places | ({PIXELS: pixels} if pixels else {})
 
 
 def changed(begun: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
@@ -124,7 +139,26 @@ def _other_data(begun: Mapping[str, Any], data: Mapping[str, Any]) -> bool:
     Data sets that were prepared by earlier versions do not, nor do the runs on them.
     """
     keys = differing(begun, data)
-    return any(key != "pixels_digest" or (key in begun and key in data) for key in keys)
+    return any(key != PIXELS or (key in begun and key in data) for key in keys)
+
+
+def refuse_other_pixels(workdir: str | Path, path: str, begun: Mapping[str, Any], data: Mapping[str, Any]) -> None:
+    """Compares what the tiles of a run or a comparison show with what the same ones showed when it began.
+
+    Args:
+        workdir: its folder.
+        path: of the data, for the message.
+        begun: digests, and what else is known of the data, as recorded.
+        data: the same, as it is now.
+
+    Raises:
+        ResumeError: the pixels differ, and nothing else.
+    """
+    if differing(begun, data) == [PIXELS] and _other_data(begun, data):
+        raise ResumeError(
+            f"An image or mask of {path}, whether it trains or not, has changed since the work in {workdir} began: "
+            "restore it or give another --workdir."
+        )
 
 
 def refuse_other_trunk(trunk: str | Path, config: dict[str, Any], data: dict[str, Any], *, steps_per_epoch: int) -> int:
@@ -226,8 +260,9 @@ def refuse_other_run(
             f"old values (they are in {path}) or another --workdir."
         )
     if _other_data(before, data):
+        refuse_other_pixels(workdir, config["data"]["path"], before, data)
         raise ResumeError(
             f"{workdir} holds a run on {before['tiles']} tiles in batches of {before['batch_size']}, now "
-            f"there are {data['tiles']} in batches of {data['batch_size']}, or other tiles or pixels: "
+            f"there are {data['tiles']} in batches of {data['batch_size']}, or other tiles: "
             "restore the data or give another --workdir."
         )

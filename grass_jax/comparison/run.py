@@ -13,7 +13,7 @@ from grass_jax import pretrain
 from grass_jax.bands import Bands
 from grass_jax.buckets import on_this_machine, open_workdir
 from grass_jax.build import build_method
-from grass_jax.checkpoints.resume import begun_with
+from grass_jax.checkpoints.resume import agree_on_data, begun_with, refuse_other_pixels
 from grass_jax.checkpoints.saving import ResumeError
 from grass_jax.comparison.arms import (
     chosen_arms,
@@ -80,8 +80,12 @@ def run(config: Any, workdir: str | Path) -> str | None:
         raise ConfigError("config.data.test chooses no scene, and a comparison is scored on them: let it choose some.")
     lists = {key: choose(labelled, *key, key="probe.budgets") for key in _lists(config.probe) | _lists(config.finetune)}
     refuse_test_images(config, labelled)
+    data = agree_on_data(config.to_dict(), labelled.train.digests())
+    begun = read_by_first(lambda: read_record(workdir / "config.json").get("data"))
+    if isinstance(begun, dict):  # a comparison begun with an earlier version has not noted it
+        refuse_other_pixels(workdir, config.data.path, begun, data)
     if first:
-        write_json(workdir / "config.json", {"config": config.to_dict()})
+        write_json(workdir / "config.json", {"config": config.to_dict(), "data": data})
     results = Results(Path(config.results).expanduser() if config.results else workdir / "results.jsonl")
     comparison = _Comparison(config, workdir, labelled, lists, results)
     for seed in config.seeds:
@@ -120,7 +124,7 @@ class _Comparison:
     ):
         self.config, self.workdir, self.labelled, self.lists, self.results = config, workdir, labelled, lists, results
         self.costs = Costs(workdir, pretraining_of(config, config.base, 0))
-        self.digest = "".join(labelled.train.digests().values())
+        self.digest = labelled.train.digests()["tiles_digest"]  # what they show may be known later
 
     def measure(self, name: str, arm: Any, seed: int) -> None:
         """Makes the measurements of an arm and a seed that are missing."""

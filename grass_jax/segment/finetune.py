@@ -18,7 +18,7 @@ from grass_jax.augment.pairs import PairAugmentation, augment_pairs
 from grass_jax.bands import Bands
 from grass_jax.buckets import open_workdir
 from grass_jax.build import build_optimizer, build_schedule
-from grass_jax.checkpoints.resume import refuse_other_processes, refuse_other_run
+from grass_jax.checkpoints.resume import agree_on_data, refuse_other_run
 from grass_jax.checkpoints.saving import Checkpoints
 from grass_jax.config import ConfigError
 from grass_jax.data.budget import write_labels
@@ -73,7 +73,7 @@ def run(config: Any, workdir: str | Path) -> dict[str, Any] | None:
     best = VALIDATION if len(held) else None
     with Checkpoints(workdir, keep=config.checkpoint.keep, keep_steps=(end,), best=best) as checkpoints:
         plain, length = config.to_dict(), steps_per_epoch(source, batch_size)
-        refuse_other_processes(plain, data)
+        data = agree_on_data(plain, data)
         refuse_other_run(workdir, plain, data, steps_per_epoch=length, done=checkpoints.latest or 0)
         init_key, run_key = jax.random.split(jax.random.key(config.seed))
         bands = Bands(**config.bands.to_dict())

@@ -4,6 +4,8 @@ import errno
 import json
 import random
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +16,14 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from grass_jax import sharding
 from grass_jax.checkpoints import disk_space
 from grass_jax.checkpoints import saving as checkpoint
 from grass_jax.checkpoints.fingerprint import differing, inspect
 from grass_jax.checkpoints.reading import DamagedError, cause, restore_part
-from grass_jax.checkpoints.resume import changed, refuse_other_run, run_config
+from grass_jax.checkpoints.resume import agree_on_data, changed, refuse_other_run, run_config
 from grass_jax.checkpoints.saving import Checkpoints, ResumeError, SaveError
+from grass_jax.config import ConfigError
 from grass_jax.sharding import make_mesh, replicated, split_by_tile
 
 # a reader of tensorstore that is given up may speak after its test
@@ -354,15 +358,53 @@ def test_another_run_is_refused_in_a_few_words(tmp_path):
 
 
 def test_pixels_are_compared_where_both_sides_know_them(tmp_path):
-    plain = {"task": "pretrain", "phases": ["warmup"], "warmup": {"epochs": 2}}
+    plain = {"task": "pretrain", "phases": ["warmup"], "warmup": {"epochs": 2}, "data": {"path": "/images"}}
     data = {"tiles": 30, "batch_size": 8, "tiles_digest": "a"}
     for begun in (data, data | {"pixels_digest": "b"}):
         (tmp_path / "config.json").write_text(json.dumps({"config": plain, "data": begun}))
         for now in (data, data | {"pixels_digest": "b"}):
             refuse_other_run(tmp_path, plain, now, steps_per_epoch=3, done=3)
-    for other in ({"pixels_digest": "c"}, {"tiles_digest": "c", "pixels_digest": "b"}):
-        with pytest.raises(ResumeError, match="or other tiles or pixels: restore the data"):
+    changed_since = r"^An image or mask of /images, whether it trains or not, has changed since .* began: restore"
+    for other, named in (
+        ({"pixels_digest": "c"}, changed_since),
+        ({"tiles_digest": "c", "pixels_digest": "b"}, "or other tiles: restore the data"),
+    ):
+        with pytest.raises(ResumeError, match=named):
             refuse_other_run(tmp_path, plain, data | other, steps_per_epoch=3, done=3)
+
+
+def test_hosts_whose_tiles_an_earlier_version_prepared_run_with_the_others(monkeypatch):
+    data, mine = {"tiles": 30, "batch_size": 8, "tiles_digest": "a"}, threading.local()
+
+    def told(*hosts):
+        """What each of the processes, threads here, is answered."""
+        together, sent = threading.Barrier(len(hosts), timeout=20), [np.zeros(0)] * len(hosts)
+
+        def gather(own):
+            sent[mine.process] = own
+            together.wait()
+            rows = np.stack(sent)
+            together.wait()
+            return rows
+
+        def start(process):
+            mine.process = process
+            try:
+                return agree_on_data({"seed": 0}, hosts[process])
+            except ConfigError as error:
+                return str(error).partition(":")[0]
+
+        monkeypatch.setattr(jax, "process_count", lambda: len(hosts))
+        monkeypatch.setattr(sharding, "_gather", gather)
+        with ThreadPoolExecutor(len(hosts)) as pool:
+            return list(pool.map(start, range(len(hosts))))
+
+    known, other = data | {"pixels_digest": "b"}, data | {"pixels_digest": "c"}
+    assert told(data, known, known) == [known] * 3
+    assert told(data, data, data) == [data] * 3
+    assert told(data, known, other) == ["The content of the tiles of process 2 differs from that of process 1"] * 3
+    differs = "The configuration or the data of process 1 differs from that of process 0"
+    assert told(known, known | {"tiles": 31}, known) == [differs] * 3
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '"x"', '{"config": 3}', "\x00"])

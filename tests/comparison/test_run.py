@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from grass_jax.checkpoints.saving import ResumeError
 from grass_jax.comparison import run as comparison
@@ -163,18 +164,50 @@ def alone(tiny_compare, tmp_path):
     return alone
 
 
-def test_what_was_measured_on_other_pixels_is_missing(tiny_compare, tmp_path):
+def test_what_was_measured_before_the_pixels_were_known_counts_and_other_tiles_do_not(tiny_compare, tmp_path):
     def comparing(**digests):
-        labelled: Any = SimpleNamespace(train=SimpleNamespace(digests=lambda: {"tiles_digest": "a"} | digests))
+        labelled: Any = SimpleNamespace(train=SimpleNamespace(digests=lambda: digests))
         return comparison._Comparison(tiny_compare(), tmp_path, labelled, {}, Results(tmp_path / "results.jsonl"))
 
-    for digests in ({}, {"pixels_digest": "b"}, {"pixels_digest": "c"}):
-        measuring = comparing(**digests)
-        wanted = measuring._missing("probe", "gs", 0)
-        assert wanted
-        lines = [{"arm": "gs", "seed": 0, "budget": budget, "list": number} for budget, number in wanted]
-        measuring.results.add(line | measuring._key("probe", "gs") for line in lines)
-        assert not comparing(**digests)._missing("probe", "gs", 0)
+    measuring = comparing(tiles_digest="a")
+    wanted = measuring._missing("probe", "gs", 0)
+    assert wanted
+    lines = [{"arm": "gs", "seed": 0, "budget": budget, "list": number} for budget, number in wanted]
+    measuring.results.add(line | measuring._key("probe", "gs") for line in lines)
+    assert not comparing(tiles_digest="a", pixels_digest="b")._missing("probe", "gs", 0)
+    assert comparing(tiles_digest="c", pixels_digest="b")._missing("probe", "gs", 0) == wanted
+
+
+def test_a_changed_mask_is_said_before_any_work(tiny_compare, labelled_folder, tmp_path, monkeypatch):
+    """Also by a comparison that began before the pixels were noted, from its next start on."""
+    monkeypatch.setattr(comparison._Comparison, "measure", lambda *_: None)
+    monkeypatch.setattr(comparison._Comparison, "report", lambda _: "tables")
+    shutil.copytree(labelled_folder, tmp_path / "data")
+    config, record = tiny_compare(**{"data.path": str(tmp_path / "data")}), tmp_path / "config.json"
+    record.write_text("{}")
+    for _ in range(2):
+        assert comparison.run(config, tmp_path) == "tables"
+    begun = record.read_text()
+    path = tmp_path / "data" / "masks" / "north_0.png"
+    mask = np.array(Image.open(path))
+    mask[:8, :8] = (mask[:8, :8] + 1) % 3
+    Image.fromarray(mask).save(path)
+    with pytest.raises(ResumeError, match=r"^An image or mask of .*/data, .*, has changed since the work in .* began"):
+        comparison.run(config, tmp_path)
+    assert record.read_text() == begun
+
+
+def test_hosts_measure_the_same_also_where_one_does_not_know_the_pixels(tiny_compare, tmp_path, monkeypatch):
+    class Agreed(Exception):
+        pass
+
+    def agreed(config, data):
+        raise Agreed(data)
+
+    monkeypatch.setattr(comparison, "agree_on_data", agreed)
+    with pytest.raises(Agreed, match=r"tiles_digest.*pixels_digest"):
+        comparison.run(tiny_compare(), tmp_path)
+    assert not (tmp_path / "config.json").exists()
 
 
 def test_a_purity_that_was_not_measured_is_said_and_left_out(alone, monkeypatch, caplog):

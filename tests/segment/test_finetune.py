@@ -157,7 +157,7 @@ def test_a_corrected_mask_is_another_run(finished, tiny_segment, labelled_folder
     mask = np.array(Image.open(path))
     mask[:8, :8] = (mask[:8, :8] + 1) % 3
     Image.fromarray(mask).save(path)
-    with pytest.raises(ResumeError, match="or other tiles or pixels: restore the data"):
+    with pytest.raises(ResumeError, match=r"^An image or mask of .*, has changed since the work in .* began"):
         finetune.run(tiny_segment(**{**LONG, "data.path": str(tmp_path / "corrected")}), finished[0])
 
 
