@@ -141,22 +141,21 @@ def run(config: Any, workdir: str | Path) -> dict[str, Any] | None:
     }
     if labelled.test:
         found["test_scenes_seen_in_pretraining"] = seen
-        evaluation = evaluate(
-            forward(variables_of(state)),
-            labelled.test,
-            **shared,
-            boundary=config.evaluate.boundary,
-            without=config.evaluate.without,
-            pictures=config.evaluate.figure_scenes,
-            title="testing",
-        )
-        found["test"] = evaluation.scores
-        if first:
-            write_confusion(workdir, evaluation, labelled.classes)
-            draw_evaluation(workdir / "figures", evaluation, labelled.classes, labelled.colours, title="Test scenes")
-            log_scores("test", evaluation.scores)
+        found["test"] = _score(config, forward(variables_of(state)), labelled, workdir, **shared)
     seconds = time.monotonic() - began
     return finish(workdir, steps=end, tiles=len(source), seconds=seconds, more=found) if first else None
+
+
+def _score(config: Any, network: Callable, labelled: LabelledSet, workdir: Path, **shared: Any) -> dict[str, Any]:
+    """Scores the test scenes; the first process draws and logs what was found."""
+    more = {name: config.evaluate[name] for name in ("boundary", "without")}
+    pictures = config.evaluate.figure_scenes
+    found = evaluate(network, labelled.test, **shared, **more, pictures=pictures, title="testing")
+    if jax.process_index() == 0:
+        write_confusion(workdir, found, labelled.classes)
+        draw_evaluation(workdir / "figures", found, labelled.classes, labelled.colours, title="Test scenes")
+        log_scores("test", found.scores)
+    return found.scores
 
 
 class Prepared(NamedTuple):
