@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from grass_jax.config import ConfigError
 from grass_jax.interop.open_weights import read_description
 from grass_jax.interop.read_encoder import read_encoder
 from grass_jax.models import build_encoder
+from grass_jax.sharding import read_by_first
 from grass_jax.state import load_encoder, variable_shapes
 
 
@@ -34,42 +36,51 @@ def follow_encoder(config: Any, workdir: Path) -> Any:
         ConfigError: `init` is neither empty, nor a run, nor a weights file.
     """
     config = config.copy_and_resolve_references()
+    found = read_by_first(partial(_followed, config, workdir))  # also without `init`: another process may be given one
     if not config.init:
         return config
-    try:
-        init = place(config.init, absolute=True) if _has_begun(workdir) else existing(config.init)
-        config.init = str(init)
-        if init.is_file():
-            if scheme_of(init):
-                raise FileNotFoundError(f"{init} is a file in a bucket: copy it to this machine and give its path.")
-            begun = read_description(init)
-            if not begun:
-                return config
-        elif _has_begun(workdir):
-            begun = run_config(workdir, task=config.task)
-            config.init_step = config.init_step or begun["init_step"]
-        elif init.is_dir():
-            begun = run_config(init, task="pretrain")
-            config.init_step = config.init_step or kept_steps(init)[-1]
-        else:
-            raise FileNotFoundError(f"there is no {init}: give the workdir of a pretraining run, or a weights file.")
-    except FileNotFoundError as error:
-        if _has_begun(workdir):
-            raise ResumeError(f"{error} Or give another --workdir.") from error
-        raise ConfigError(f"config.init: {error}") from error
+    config.init = str(place(config.init, absolute=True))
+    begun, step, is_run = found
+    if not begun:
+        return config
+    config.init_step = config.init_step or step
     for key in ("name", "width"):
         if config.model[key] != begun["model"][key]:
             logging.info("config.model.%s is %s, that of config.init.", key, begun["model"][key])
         config.model[key] = begun["model"][key]
     taken, given = _tuples(begun["bands"]), _tuples({key: value for key, value in config.bands.items() if value})
     other = [key for key in given if given[key] != taken[key]]
-    if other and init.is_dir():
+    if other and is_run:
         raise ConfigError(
             f"config.bands.{other[0]} is {given[other[0]]} and that of config.init {taken[other[0]]}: leave it empty."
         )
     if "numbers" not in other:  # a file's encoder is adapted to other bands, which are measured
         config.bands.update(taken | given)
     return config
+
+
+def _followed(config: Any, workdir: Path) -> tuple[dict[str, Any], int, bool]:
+    """What the run, or the exported encoder, in `config.init` began with; the step to take; and whether it is there."""
+    if not config.init:
+        return {}, 0, False
+    goes_on = _has_begun(workdir)
+    try:
+        init = place(config.init, absolute=True) if goes_on else existing(config.init)
+        if init.is_file():
+            if scheme_of(init):
+                raise FileNotFoundError(f"{init} is a file in a bucket: copy it to this machine and give its path.")
+            return read_description(init), 0, False
+        if goes_on:
+            begun = run_config(workdir, task=config.task)
+            return begun, begun["init_step"], init.is_dir()
+        if init.is_dir():
+            begun = run_config(init, task="pretrain")
+            return begun, config.init_step or kept_steps(init)[-1], True
+        raise FileNotFoundError(f"there is no {init}: give the workdir of a pretraining run, or a weights file.")
+    except FileNotFoundError as error:
+        if goes_on:
+            raise ResumeError(f"{error} Or give another --workdir.") from error
+        raise ConfigError(f"config.init: {error}") from error
 
 
 def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:

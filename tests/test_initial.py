@@ -10,7 +10,7 @@ import safetensors.numpy
 from affine import Affine
 
 from configs import export
-from grass_jax import pretrain
+from grass_jax import initial, pretrain
 from grass_jax.bands import RGB
 from grass_jax.checkpoints.resume import run_config
 from grass_jax.config import ConfigError
@@ -124,6 +124,21 @@ def test_an_exported_encoder_brings_its_bands(tiny, infrared, started, tmp_path)
         ConfigError, match=r"config\.bands\.numbers is \(1, 2, 3\) and that of config\.init \(1, 2, 3, 4"
     ):
         pretrain.run(tiny(**changes), tmp_path / "other")
+
+
+def test_the_first_process_says_what_an_encoder_brings(tiny, tmp_path, monkeypatch):
+    """Another host may see a shared folder as it was before, and take another step of the run."""
+    begun = {"model": {"name": "resnet18", "width": 4}, "bands": RGB.asdict()}
+    first = [begun, 12, True]
+    monkeypatch.setattr(initial, "read_by_first", lambda _: first)
+    monkeypatch.setattr(initial, "kept_steps", lambda _: [10])
+    config = initial.follow_encoder(tiny(**{"init": str(tmp_path / "run"), "model.width": 8}), tmp_path / "new")
+    assert (config.init_step, config.model.width, config.bands.mean) == (12, 4, RGB.mean)
+    monkeypatch.undo()
+    asked = []
+    monkeypatch.setattr(initial, "read_by_first", lambda read: asked.append(read) or read())
+    assert initial.follow_encoder(tiny(), tmp_path / "new").init == ""
+    assert len(asked) == 1  # where only this process was started without `init`, too
 
 
 @pytest.mark.parametrize(
