@@ -26,6 +26,11 @@ from grass_jax.train import Phase
 FIGURE_BATCH = 64  # tiles whose contrastive loss guides the pictures; a few of them are drawn
 
 
+def guidance_picture(workdir: Path, phase: str) -> Path:
+    """Where the picture of a phase's end is."""
+    return workdir / "figures" / f"guidance_{phase}.png"
+
+
 def guidance_pictures(
     config: Any,
     source: TileSource,
@@ -64,7 +69,7 @@ def guidance_pictures(
         views, guided, maps, boxes, fallback = jax.device_get(explain(own, np.stack(images)))
         try:
             figures.guidance(
-                workdir / "figures" / f"guidance_{phase.name}.png",
+                guidance_picture(workdir, phase.name),
                 views,
                 maps,
                 boxes,

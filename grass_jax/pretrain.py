@@ -1,7 +1,8 @@
 """The pretraining task: from a config to phases of compiled steps on real batches, with pictures at the end of each."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ from grass_jax.report.log import read_metrics, write_json
 from grass_jax.report.records import read_record
 from grass_jax.report.summary import finish
 from grass_jax.schemas import check
-from grass_jax.segment.watch import unwatched, watch_afterwards, watched, watching_hooks
+from grass_jax.segment.watch import watch_afterwards, watched, watching_hooks
 from grass_jax.train import DivergedError, Hook, Phase, Task, counting, phases_of, train
 
 
@@ -75,11 +76,7 @@ def run(config: Any, workdir: str | Path) -> dict[str, Any] | None:
         refuse_other_run(workdir, plain, data, steps_per_epoch=length, done=checkpoints.latest or 0)
         init = initial_state(config, init_key, ends)
         done, state = checkpoints.go_on(init, sharding.replicated(mesh))
-        trunk = 0
-        if config.branch and done:  # its first checkpoint is the trunk's last one, kept for good: the trunk may be gone
-            trunk = kept_steps(workdir)[0]
-        elif config.branch:
-            trunk = refuse_other_trunk(config.branch, plain, data, steps_per_epoch=length)
+        trunk = _trunk(config, workdir, plain, data, steps_per_epoch=length, done=done)
         make_task = partial(
             pretraining_task, config, source, init_key, batch_size=batch_size, ends=ends, workdir=workdir
         )
@@ -103,7 +100,7 @@ def run(config: Any, workdir: str | Path) -> dict[str, Any] | None:
                 with Checkpoints(config.branch) as before:
                     done, state = trunk, before.restore(jax.eval_shape(init), sharding.replicated(mesh), trunk)
                 checkpoints.save_surely(trunk, state)
-            try:
+            with _saying_what_to_change(checkpoints, workdir):
                 train(
                     task,
                     checkpoints,
@@ -117,29 +114,10 @@ def run(config: Any, workdir: str | Path) -> dict[str, Any] | None:
                     start=done,
                     begun=state,
                 )
-            except DivergedError as error:
-                checkpoints.wait()
-                if first:
-                    try:
-                        figures.curves(workdir / "figures" / "curves.png", read_metrics(workdir))
-                    except OSError as full:  # must not hide why the run has stopped
-                        logging.warning("The curves could not be drawn: %s", full)
-                raise DivergedError(
-                    f"{error} The run has stopped; its last good checkpoint is step {checkpoints.latest or 0}. Lower "
-                    "the learning rate (config.schedule.peak with the cosine schedule) and start again in another "
-                    "--workdir."
-                ) from None
         wanted = {name: step for name, step in ({"random": 0} | last_steps).items() if step > trunk or not trunk}
-        look = partial(unwatched, workdir, wanted, purity=config.probe.purity_tiles > 0)
-        late = config.probe.every_epochs and sharding.read_by_first(look)
-        if late:  # switched on since, or what it needs could not be read or written, or a signal came at that step
-            logging.info(
-                "config.probe has not seen %s: measuring.", ", ".join(f"{n} (step {s})" for n, s in late.items())
-            )
-            if first:
-                write_json(workdir / "config.json", record)
-            task = make_task(encoder=initial_encoder(config) if "random" in late else None)
-            watch_afterwards(task, late, checkpoints, workdir, mesh)
+        late = watch_afterwards(config, wanted, make_task, checkpoints, workdir, mesh)
+        if late and first:
+            write_json(workdir / "config.json", record)  # a probe may have been switched on since
     # an ended run may have been killed just before its summary was written
     if not first or (ended and not late and read_record(workdir / "summary.json")):
         return None
@@ -151,6 +129,36 @@ def run(config: Any, workdir: str | Path) -> dict[str, Any] | None:
         more=watched(workdir, last_steps, start=start),
     )
     return None if ended else summary
+
+
+def _trunk(
+    config: Any, workdir: Path, plain: dict[str, Any], data: dict[str, Any], *, steps_per_epoch: int, done: int
+) -> int:
+    """The step at which the run that this one branches off from has ended; 0 where it is no branch."""
+    if not config.branch:
+        return 0
+    if done:  # its first checkpoint is the trunk's last one, kept for good: the trunk may be gone
+        return sharding.read_by_first(lambda: kept_steps(workdir)[0])
+    return refuse_other_trunk(config.branch, plain, data, steps_per_epoch=steps_per_epoch)
+
+
+@contextmanager
+def _saying_what_to_change(checkpoints: Checkpoints, workdir: Path) -> Iterator[None]:
+    """Draws the curves of a training that diverges, and says where it stands and what to change."""
+    try:
+        yield
+    except DivergedError as error:
+        checkpoints.wait()
+        if jax.process_index() == 0:
+            try:
+                figures.curves(workdir / "figures" / "curves.png", read_metrics(workdir))
+            except OSError as full:  # must not hide why the run has stopped
+                logging.warning("The curves could not be drawn: %s", full)
+        raise DivergedError(
+            f"{error} The run has stopped; its last good checkpoint is step {checkpoints.latest or 0}. Lower "
+            "the learning rate (config.schedule.peak with the cosine schedule) and start again in another "
+            "--workdir."
+        ) from None
 
 
 def prepared(config: Any, mesh: Mesh) -> tuple[TileSource, int, int, list[int]]:

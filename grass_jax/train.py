@@ -38,9 +38,9 @@ class Hook(NamedTuple):
         run: (phase, step, state) -> numbers for the log; `step` updates have been done. Every process calls it, and a
             DataError is raised in all of them.
         every: steps between two calls; 0 calls it at the ends of phases alone, which always count. After the step that
-            a signal ends only hooks with `saves` or `with_saves` are called.
-        at_start: also before the first step of the run, with the first phase and step 0. Such a hook needs nothing but
-            a state, so that it can be run on the checkpoints of a run that has ended, too.
+            a signal ends only hooks with `saves` or `with_saves` are called. The others need nothing but a state, so
+            that they can be run on the checkpoints of a run that has ended, too.
+        at_start: also before the first step of the run, with the first phase and step 0.
         saves: each call is followed by a checkpoint with its numbers.
         with_saves: also before every checkpoint.
     """
@@ -54,6 +54,11 @@ class Hook(NamedTuple):
     def due(self, phase: Phase, step: int) -> bool:
         """Says whether the hook runs after this step."""
         return step == phase.end or (self.every > 0 and step % self.every == 0)
+
+    @property
+    def can_wait(self) -> bool:
+        """Says whether it can be run after the end of the run instead."""
+        return not (self.saves or self.with_saves)
 
 
 class Task(NamedTuple):
@@ -160,7 +165,7 @@ def train(
                     if not finite:
                         raise DivergedError(f"The state after step {i + 1} is not finite.")
                     # who has sent a signal may wait half a minute: only what the checkpoint needs comes before it
-                    due = [hook for hook in due if hook.saves or hook.with_saves or not verdict.stop]
+                    due = [hook for hook in due if not (verdict.stop and hook.can_wait)]
                     numbers = run_hooks(due, phase, i + 1, state, task, log)
                     if save:
                         log.flush()  # what the hooks have added

@@ -14,6 +14,7 @@ from grass_jax.checkpoints.resume import refuse_other_trunk
 from grass_jax.checkpoints.saving import ResumeError
 from grass_jax.config import flatten
 from grass_jax.report.log import read_metrics
+from grass_jax.segment import watch
 from grass_jax.sharding import make_mesh
 
 TIMES = ("images_per_second", "input_wait")
@@ -195,6 +196,12 @@ def test_a_folder_without_an_ended_pretraining_run_is_no_trunk(refuse, trunk, ti
         refuse({}, tmp_path)
 
 
+def test_the_first_process_says_where_a_branch_began(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(pretrain.sharding, "read_by_first", lambda _: 6)  # this host sees no checkpoint yet
+    given = config(branch=str(tmp_path / "trunk"))
+    assert pretrain._trunk(given, tmp_path, {}, {}, steps_per_epoch=3, done=9) == 6
+
+
 def test_a_refused_branch_leaves_nothing(config, trunk, tmp_path):
     with pytest.raises(ResumeError, match=r"a run with other settings \(optimizer\.weight_decay\): give the same\.$"):
         pretrain.run(config(branch=str(trunk), **{"optimizer.weight_decay": 0.1}), tmp_path)
@@ -215,6 +222,6 @@ def test_the_probe_of_an_ended_branch_is_not_that_of_its_trunk(
     assert [(record["step"], record["phase"]) for record in scored] == [(12, "gs")]
     assert list(json.loads((workdir / "summary.json").read_text())["probe"]) == ["gs"]
     before = contents(workdir)
-    monkeypatch.setattr(pretrain, "watch_afterwards", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(watch, "run_hooks", lambda *_: pytest.fail("measured again"))
     assert pretrain.run(probed, workdir) is None
     assert contents(workdir) == before

@@ -96,6 +96,17 @@ def test_a_finished_run_says_so_and_stays_as_it_is(finished, tiny, caplog):
         np.testing.assert_array_equal(old, new)
 
 
+def test_a_picture_that_a_signal_left_out_is_drawn_after_the_end(finished, tiny, tmp_path):
+    workdir = shutil.copytree(finished[0], tmp_path / "run")
+    (workdir / "figures" / "guidance_warmup.png").unlink()
+    (workdir / "figures" / "guidance_gs.png").write_bytes(b"stays")
+    assert pretrain.run(tiny(), workdir) is None
+    drawn, before = (Image.open(run / "figures" / "guidance_warmup.png") for run in (workdir, finished[0]))
+    np.testing.assert_array_equal(np.asarray(drawn), np.asarray(before))
+    assert (workdir / "figures" / "guidance_gs.png").read_bytes() == b"stays"
+    assert read_metrics(workdir) == read_metrics(finished[0])
+
+
 @pytest.mark.parametrize("stop", [1, 6, 9, 12])
 def test_an_interrupted_run_ends_as_if_it_had_not_been(finished, tiny, tmp_path, monkeypatch, stop):
     config = tiny(**{"log.figure_tiles": 0})

@@ -15,11 +15,14 @@ from jax.sharding import Mesh
 
 from grass_jax.augment import Augmentation, two_views, view_masks
 from grass_jax.bands import Bands
-from grass_jax.checkpoints.saving import Checkpoints
+from grass_jax.checkpoints.reading import kept_steps
+from grass_jax.checkpoints.saving import Checkpoints, ResumeError
 from grass_jax.config import ConfigError
 from grass_jax.data.faults import readable
 from grass_jax.data.labelled import LabelledSet
 from grass_jax.guidance import GuidanceSettings, guide
+from grass_jax.guidance_pictures import guidance_picture
+from grass_jax.initial import initial_encoder
 from grass_jax.methods import Method
 from grass_jax.models import build_encoder, build_segmenter
 from grass_jax.report import maps
@@ -31,7 +34,7 @@ from grass_jax.segment.labelled_data import choose, open_data
 from grass_jax.segment.model import make_forward
 from grass_jax.segment.probe import fit_probe
 from grass_jax.segment.purity import Purity, box_purity, join, summarise_purity
-from grass_jax.sharding import local_mesh, own_copy, replicated
+from grass_jax.sharding import in_all, local_mesh, own_copy, read_by_first, replicated
 from grass_jax.state import TrainState
 from grass_jax.steps import PLACING
 from grass_jax.train import Hook, Phase, Task, run_hooks
@@ -182,38 +185,85 @@ def read_purity(workdir: Path) -> dict[str, Any]:
     return read_record(workdir / PURITY_FILE, "what it lacks is measured again by the same command after the end")
 
 
-def unwatched(workdir: Path, steps: dict[str, int], *, purity: bool) -> dict[str, int]:
-    """Keeps of named steps, `random`, 0, and the ends of phases, those that no probe has seen.
+def unwatched(
+    workdir: Path, steps: dict[str, int], *, probe: bool = True, purity: bool = False, pictures: bool = False
+) -> dict[str, int]:
+    """Keeps of named steps, `random`, 0, and the ends of phases, those that something is missing of.
 
     Args:
         workdir: folder of the run.
         steps: by name.
-        purity: whether one that is missing counts, too.
+        probe, purity, pictures: whether a missing one counts.
     """
     probed = {record["step"] for record in read_metrics(workdir) if record.get("probe_miou") is not None}
     pure = read_purity(workdir) if purity else steps
-    return {name: step for name, step in steps.items() if step not in probed or name not in pure}
+    drawn = {name for name in steps if name == "random" or not pictures or guidance_picture(workdir, name).exists()}
+    seen = {name for name, step in steps.items() if not probe or step in probed} & pure.keys() & drawn
+    return {name: step for name, step in steps.items() if name not in seen}
 
 
-def watch_afterwards(task: Task, steps: dict[str, int], checkpoints: Checkpoints, workdir: Path, mesh: Mesh) -> None:
-    """Runs the hooks of an ended run on the checkpoints that it kept.
+def watch_afterwards(
+    config: Any,
+    steps: dict[str, int],
+    make_task: Callable[..., Task],
+    checkpoints: Checkpoints,
+    workdir: Path,
+    mesh: Mesh,
+) -> bool:
+    """Makes what is missing of probes, purity and pictures, on the checkpoints that an ended run has kept.
+
+    A probe was switched on since, or what it needs could not be read or written, or a signal came at that step. What
+    cannot be made is only said: the run has ended, and its summary must not wait for it.
 
     Args:
-        task: of the run.
-        steps: from `unwatched`.
+        config: of the run.
+        steps: `random`, 0, and the ends of phases, by name.
+        make_task: (encoder=...) -> the task of the run.
         checkpoints: of the run.
         workdir: folder of the run.
         mesh: the devices.
+
+    Returns:
+        Whether something was missing that can be made.
     """
+    probe, pictures = config.probe.every_epochs > 0, config.log.figure_tiles > 0
+    purity = probe and config.probe.purity_tiles > 0
+
+    def look() -> list[dict[str, int]]:
+        missing = unwatched(workdir, steps, probe=probe, purity=purity, pictures=pictures)
+        kept = {0, *kept_steps(workdir)}
+        return [{name: step for name, step in missing.items() if (step in kept) is there} for there in (True, False)]
+
+    late, gone = read_by_first(look)
+    for name, step in gone.items():
+        logging.warning("%s is not measured any more: its checkpoint, %d, was not kept.", name, step)
+    if not late:
+        return False
+    named = ", ".join(f"{name} (step {step})" for name, step in late.items())
+    logging.info("Of %s a probe, the purity or a picture is missing: making it.", named)
+    try:
+        encoder = initial_encoder(config) if "random" in late else None
+        task = in_all(lambda: make_task(encoder=encoder))
+        _watch(task, late, checkpoints, workdir, mesh)
+    except ConfigError as error:
+        logging.warning("What is missing of %s cannot be made: %s", named, error)
+        return False
+    return True
+
+
+def _watch(task: Task, steps: dict[str, int], checkpoints: Checkpoints, workdir: Path, mesh: Mesh) -> None:
+    """Runs hooks on kept checkpoints."""
     done = checkpoints.latest or 0
     with MetricsLog(workdir, done, tensorboard=False, enabled=jax.process_index() == 0) as log:
         for name, step in steps.items():
             phase = next((phase for phase in task.phases if phase.name == name), task.phases[0])
-            if step:
-                state = checkpoints.restore(jax.eval_shape(task.init), replicated(mesh), step)
-            else:
-                state = jax.device_put(task.init(), replicated(mesh))
-            run_hooks([hook for hook in task.hooks if hook.at_start], phase, step, state, task, log)
+            try:
+                state = checkpoints.restore(jax.eval_shape(task.init), replicated(mesh), step) if step else task.init()
+            except ResumeError as error:
+                logging.warning("%s is not measured: %s", name, error)
+                continue
+            hooks = [hook for hook in task.hooks if (hook.can_wait if step else hook.at_start)]
+            run_hooks(hooks, phase, step, jax.device_put(state, replicated(mesh)), task, log)
 
 
 def watched(workdir: Path, phases: dict[str, int], *, start: str = "random encoder") -> dict[str, Any]:

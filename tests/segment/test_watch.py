@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -122,6 +123,34 @@ def test_what_could_not_be_measured_at_a_phase_is_measured_after_the_end(
         assert summary["probe"][name] == pytest.approx(numbers)
 
 
+@pytest.mark.parametrize(
+    ("lost", "words"),
+    [
+        ("checkpoints/3", "warmup is not measured any more: its checkpoint, 3, was not kept."),
+        ("checkpoints/3/default/manifest.ocdbt", "warmup is not measured: "),
+        ("images", "What is missing of warmup (step 3) cannot be made: "),
+    ],
+)
+def test_what_cannot_be_measured_after_the_end_keeps_no_run_from_its_summary(
+    watched, watched_config, tmp_path, caplog, lost, words
+):
+    """As where a full disk took neither the purity of a phase nor its last checkpoint."""
+    workdir, summary = shutil.copytree(watched[0], tmp_path / "run"), watched[1]
+    (workdir / "purity.json").write_text(json.dumps({name: summary["purity"][name] for name in ("random", "gs")}))
+    (workdir / "summary.json").unlink()
+    config = watched_config.copy_and_resolve_references()
+    if lost == "images":
+        (tmp_path / lost).mkdir()  # its disk is not there
+        config.probe.data.update({"path": str(tmp_path / lost), "data_dir": str(tmp_path)})
+    else:
+        (shutil.rmtree if (workdir / lost).is_dir() else Path.unlink)(workdir / lost)
+    assert pretrain.run(config, workdir) is None
+    assert words in caplog.text
+    again = json.loads((workdir / "summary.json").read_text())
+    assert again["probe"] == summary["probe"]
+    assert list(again["purity"]) == ["random", "gs"]
+
+
 def test_tiles_that_cannot_be_read_are_left_out_of_probe_and_purity(
     watched, watched_config, tmp_path, monkeypatch, caplog
 ):
@@ -153,12 +182,16 @@ def test_what_is_missing_of_probe_and_purity_is_named(tmp_path):
     steps = {"random": 0, "warmup": 3, "gs": 6}
     lines = [{"step": step, "epoch": 0.0, "phase": "gs", "probe_miou": 0.5} for step in (0, 6)]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert watch.unwatched(tmp_path, steps, purity=False) == {"warmup": 3}
+    assert watch.unwatched(tmp_path, steps) == {"warmup": 3}
     assert watch.unwatched(tmp_path, steps, purity=True) == steps
     (tmp_path / "purity.json").write_text('{"random": {}, "warmup": {}}')
     assert watch.unwatched(tmp_path, steps, purity=True) == {"warmup": 3, "gs": 6}
     (tmp_path / "purity.json").write_text('{"random": ')
     assert watch.unwatched(tmp_path, steps, purity=True) == steps
+    assert watch.unwatched(tmp_path, steps, probe=False) == {}
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures" / "guidance_gs.png").touch()
+    assert watch.unwatched(tmp_path, steps, probe=False, pictures=True) == {"warmup": 3}
 
 
 def test_a_probe_can_be_switched_on_after_the_run(watched, watched_config, tiny, tmp_path):
