@@ -42,7 +42,7 @@ def full_size() -> ConfigDict:
                 "exclude": "",  # pattern of the names of files to leave out, such as those kept for testing
                 "split": "train",
                 "tile_size": 256,
-                "stride": 0,  # 0: the tile size, no overlap
+                "stride": 0,  # 0: the tile size; the last tile of a row is moved back to the edge
                 "data_dir": "",  # where prepared tiles go; empty: ~/tensorflow_datasets or TFDS_DATA_DIR
                 "workers": 0,  # reading processes; 0: threads of this one
             },
@@ -146,7 +146,7 @@ FOLDER = {
 # The published data sets, from the archives in --config.data.path=FOLDER. From the original's released configuration
 # (GeoX-Lab/GraSS, grass_1gpu_resnet_b256): ResNet-50, views of 224, the augmentation above, 256 tiles a batch, 350
 # epochs in all, temperature 0.5, LARC on SGD with momentum 0.9 and decay 1e-6, and its schedule. 256-pixel tiles
-# without overlap are those of its laboratory's earlier work on Potsdam. Left open there: how many of the epochs are
+# side by side are those of its laboratory's earlier work on Potsdam. Left open there: how many of the epochs are
 # warm-up (100 is our choice). Otherwise than there: a map without a positive value keeps the whole view, the head has
 # the ReLU that SimCLR has, torchvision's initialisation, bfloat16; bands beyond red, green and blue are normalised as
 # measured.
